@@ -1,0 +1,74 @@
+"""gradwatch watches a PyTorch training, compares it with theory and explains its advice.
+
+    watch = gradwatch.watch(model, optimizer, logdir="runs/first")
+
+and nothing else changes in the loop.
+"""
+
+from gradwatch import presets
+from gradwatch.capture.view import NamedValues, StepView
+from gradwatch.errors import (
+    AdviceError,
+    AttachError,
+    ClosedError,
+    ConfigError,
+    GradwatchError,
+    GradwatchWarning,
+    MissingExtraError,
+    RecordError,
+)
+from gradwatch.interfaces import Bound, Monitor, Rule, Sink
+from gradwatch.numerics.reading import Reading
+from gradwatch.records import (
+    DropoutInfo,
+    History,
+    Interval,
+    LayerInfo,
+    Measurement,
+    ModelInfo,
+    Recommendation,
+    Report,
+    RunInfo,
+    StepInfo,
+    Verdict,
+)
+from gradwatch.run_record import Run, read
+from gradwatch.sinks import ConsoleSink, JsonlSink, MemorySink
+from gradwatch.watch import Watch, watch
+
+__all__ = [
+    "AdviceError",
+    "AttachError",
+    "Bound",
+    "ClosedError",
+    "ConfigError",
+    "ConsoleSink",
+    "DropoutInfo",
+    "GradwatchError",
+    "GradwatchWarning",
+    "History",
+    "Interval",
+    "JsonlSink",
+    "LayerInfo",
+    "Measurement",
+    "MemorySink",
+    "MissingExtraError",
+    "ModelInfo",
+    "Monitor",
+    "NamedValues",
+    "Reading",
+    "Recommendation",
+    "RecordError",
+    "Report",
+    "Rule",
+    "Run",
+    "RunInfo",
+    "Sink",
+    "StepInfo",
+    "StepView",
+    "Verdict",
+    "Watch",
+    "presets",
+    "read",
+    "watch",
+]

@@ -1,0 +1,152 @@
+"""Checks what the user passes, before step 0."""
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradwatch.capture.names import unwrap_optimizer
+from gradwatch.errors import AttachError, ConfigError
+from gradwatch.interfaces import Monitor
+
+PartT = TypeVar("PartT")
+
+
+def check_cadence(every_n_steps: int, log_every_n_steps: int) -> None:
+    """Checks the two cadences.
+
+    Args:
+        every_n_steps: measure every so many steps.
+        log_every_n_steps: report every so many steps.
+
+    Raises:
+        ConfigError: unless both are positive and the second is a multiple of the first.
+    """
+    for name, value in (
+        ("every_n_steps", every_n_steps),
+        ("log_every_n_steps", log_every_n_steps),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
+    if log_every_n_steps % every_n_steps:
+        raise ConfigError(
+            f"log_every_n_steps must be a multiple of every_n_steps, got {log_every_n_steps} and "
+            f"{every_n_steps}; the nearest multiple is "
+            f"{max(1, round(log_every_n_steps / every_n_steps)) * every_n_steps}"
+        )
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Checks an optional number of things.
+
+    Args:
+        name: of the argument.
+        value: its value.
+
+    Raises:
+        ConfigError: unless it is None or a positive integer.
+    """
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ConfigError(f"{name} must be a positive integer or None, got {value!r}")
+
+
+def plain_optimizers(
+    model: Any, optimizer: Optimizer | Sequence[Optimizer]
+) -> tuple[Optimizer, ...]:
+    """The torch optimizers that the user passed, unwrapped.
+
+    Args:
+        model: what the user passed as the model.
+        optimizer: one optimizer or several.
+
+    Returns:
+        At least one optimizer with step hooks.
+
+    Raises:
+        AttachError: if one of the two is something else.
+    """
+    if not isinstance(model, nn.Module):
+        raise AttachError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; pass the module that "
+            "the training loop calls"
+        )
+    given = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    found = tuple(unwrap_optimizer(item) for item in given)
+    for item in found:
+        if not hasattr(item, "register_step_pre_hook"):
+            raise AttachError(
+                f"optimizer must be a torch.optim.Optimizer or a list of them, got "
+                f"{type(item).__name__}, which has no step hooks; pass the torch optimizer inside"
+            )
+    if not found:
+        raise AttachError("optimizer must be at least one optimizer, got an empty list")
+    return found
+
+
+def typed(argument: str, kind: Callable[..., PartT], items: Iterable[PartT]) -> tuple[PartT, ...]:
+    """Checks a list of parts.
+
+    Args:
+        argument: name of the argument.
+        kind: the class that each must be an instance of.
+        items: the parts.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ConfigError: if one is something else, such as the class instead of an instance.
+    """
+    if not isinstance(items, Iterable):
+        raise ConfigError(f"{argument} must be a list, got {type(items).__name__}")
+    parts = tuple(items)
+    for part in parts:
+        if not (isinstance(kind, type) and isinstance(part, kind)):
+            hint = f"; write {part.__name__}()" if isinstance(part, type) else ""
+            raise ConfigError(
+                f"{argument} must hold instances of {kind.__qualname__}, got {part!r}{hint}"
+            )
+    return parts
+
+
+def distinct_metrics(monitors: Sequence[Monitor]) -> tuple[str, ...]:
+    """The metrics of all monitors.
+
+    Args:
+        monitors: the monitors.
+
+    Returns:
+        Their metrics, in order.
+
+    Raises:
+        ConfigError: if two monitors report the same metric.
+    """
+    owners: dict[str, str] = {}
+    for monitor in monitors:
+        for metric in monitor.metrics:
+            if metric in owners:
+                raise ConfigError(
+                    f"monitors must report different metrics, got {metric!r} from both "
+                    f"{owners[metric]} and {type(monitor).__name__}; leave one of them out"
+                )
+            owners[metric] = type(monitor).__name__
+    return tuple(owners)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that a run's record names."""
+    try:
+        own = version("torch-gradwatch")
+    except PackageNotFoundError:  # used from a source folder that was never installed
+        own = "unknown"
+    return {
+        "gradwatch": own,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

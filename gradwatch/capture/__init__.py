@@ -1,0 +1,1 @@
+"""Attaching to a live model without leaving a trace on the training."""

@@ -1,0 +1,108 @@
+"""The gradients of one step, optimizer by optimizer."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwatch.capture.clipping import ClippingRecord
+from gradwatch.capture.optimizer import scaler_state
+from gradwatch.capture.update import UpdateCapture
+from gradwatch.capture.view import NamedValues
+from gradwatch.numerics.norms import norms
+
+
+class GradientCapture:
+    """Collects what the optimizers of one step consumed and did.
+
+    Args:
+        clipping: what clipping did in this step.
+        updates: also compare the parameters before and after.
+
+    Attributes:
+        changes: norm of the update and fraction left unmoved, one pair an optimizer.
+        without_gradient: trainable parameters that no gradient reached.
+        loss_scale: the scale that a fused optimizer took out itself, or None.
+        found_inf: above 0 if the loss scaler skipped the step, or None.
+    """
+
+    def __init__(self, clipping: ClippingRecord, updates: bool) -> None:
+        self._clipping = clipping
+        self._measures_updates = updates
+        self._updates: dict[int, UpdateCapture] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets, at the end of a step."""
+        self._parts: list[NamedValues] = []
+        self._raw_parts: list[NamedValues] = []
+        self._observed: NamedValues | None = None
+        self.changes: list[tuple[NamedValues, NamedValues]] = []
+        self.without_gradient: list[str] = []
+        self._parameters: dict[str, Tensor] = {}
+        self.loss_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+
+    def observe(self, parameters: Mapping[str, Tensor]) -> None:
+        """Measures the gradients as they are now, before the user clips them."""
+        self._observed = gradient_norms(parameters)
+
+    def ready(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
+        """Measures the gradients that the optimizer is about to consume.
+
+        Args:
+            optimizer: about to step.
+            parameters: all that it holds, by name.
+        """
+        with_gradient = {name: item for name, item in parameters.items() if item.grad is not None}
+        used = gradient_norms(with_gradient)
+        scale, found_inf = scaler_state(optimizer)
+        if scale is not None:
+            used = NamedValues(used.names, used.values / scale.to(used.values))
+        self.loss_scale = scale.clone() if scale is not None else self.loss_scale
+        self.found_inf = found_inf.clone() if found_inf is not None else self.found_inf
+        self._parts.append(used)
+        raw = self._clipping.undo(used, list(with_gradient.values()))
+        if raw is not None:
+            self._raw_parts.append(raw)
+        self._parameters.update(parameters)
+        self.without_gradient += [
+            name for name, item in parameters.items() if item.grad is None and item.requires_grad
+        ]
+        if self._measures_updates and with_gradient:
+            self._updates.setdefault(id(optimizer), UpdateCapture()).before(with_gradient)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Compares the parameters with what they were before the step."""
+        update = self._updates.get(id(optimizer))
+        change = None if update is None else update.after()
+        if change is not None:
+            self.changes.append(change)
+
+    def used(self) -> NamedValues:
+        """The norms of all gradients that the optimizers consumed [L/P]."""
+        return NamedValues.join(self._parts) if self._parts else NamedValues((), torch.zeros(0))
+
+    def raw(self) -> NamedValues | None:
+        """The norms before clipping, as observed or undone; None if that was not seen [L/P]."""
+        if self._observed is not None:
+            return self._observed
+        return NamedValues.join(self._raw_parts) if self._raw_parts else None
+
+    def parameter_norms(self) -> NamedValues:
+        """The norms of all parameters as they are now [P]."""
+        return NamedValues(tuple(self._parameters), norms(list(self._parameters.values())))
+
+
+def gradient_norms(parameters: Mapping[str, Tensor]) -> NamedValues:
+    """Norms of the gradients that are there.
+
+    Args:
+        parameters: name and parameter.
+
+    Returns:
+        A norm for each parameter that has a gradient [L/P].
+    """
+    present = {name: item.grad for name, item in parameters.items() if item.grad is not None}
+    return NamedValues(tuple(present), norms(list(present.values())))

@@ -1,0 +1,108 @@
+"""How layers are linked, learnt from the autograd graph of the first training forward.
+
+Module order says little about what feeds what, and functional activations are no modules. The
+graph says exactly what stands between two layers, at no cost and without reading a value.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradwatch.capture.facts import DROPOUTS
+from gradwatch.capture.forward import ForwardGate, first_tensor
+from gradwatch.capture.graph import Link, adds_its_input, trace_link
+from gradwatch.capture.hooks import HookHandles, OwnHook
+from gradwatch.capture.names import named_modules
+from gradwatch.isolation import Isolation
+
+
+class LinkTrace:
+    """Listens to one forward, then knows the links and lets the graph go.
+
+    Args:
+        model: the unwrapped model.
+        gate: says when a training forward runs.
+        isolation: what to do when a hook fails.
+
+    Attributes:
+        finished: the forward has been heard.
+        links: for each layer, where its input comes from, None if that was not recognised.
+        residual_blocks: modules whose output is their input plus something.
+    """
+
+    def __init__(self, model: nn.Module, gate: ForwardGate, isolation: Isolation) -> None:
+        self.finished = False
+        self.links: dict[str, Link | None] = {}
+        self.residual_blocks: set[str] = set()
+        self._gate = gate
+        self._isolation = isolation
+        self._calls: Counter[str] = Counter()
+        self._outputs: dict[Any, str] = {}
+        self._dropouts: dict[Any, tuple[float, Any]] = {}
+        self._handles = HookHandles()
+        for name, module in named_modules(model):
+            if isinstance(module, DROPOUTS):
+                self._listen(module, self._see_dropout)
+            elif name and any(True for _ in module.children()):
+                self._listen(module, self._block_listener(name))
+
+    def see(self, name: str, given: Tensor, result: Tensor) -> None:
+        """Takes in one layer, from its forward hook.
+
+        Args:
+            name: of the layer.
+            given: its first input.
+            result: its first output.
+        """
+        if self.finished:
+            return
+        self._calls[name] += 1
+        self.links[name] = trace_link(given.grad_fn, self._outputs, self._dropouts)
+        if result.grad_fn is not None:
+            self._outputs[result.grad_fn] = name
+
+    def finish(self) -> None:
+        """Ends the forward; the nodes of its graph are let go."""
+        self.finished = True
+        self._outputs = {}
+        self._dropouts = {}
+
+    def remove(self) -> None:
+        """Takes the hooks off; they are not needed after the first forward."""
+        self._handles.remove()
+
+    def successors(self) -> dict[str, Link]:
+        """For each layer that feeds another one in a recognised way, what stands in between.
+
+        A layer that ran several times in the forward is left out: with shared weights the
+        factors of a chain are not independent, and theory is silent.
+        """
+        return {
+            link.origin: link
+            for name, link in self.links.items()
+            if link is not None and self._calls[link.origin] == 1 and self._calls[name] == 1
+        }
+
+    def _listen(self, module: nn.Module, see: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if self.finished or not self._gate.is_open:
+                return
+            given, result = first_tensor((args, kwargs)), first_tensor(output)
+            if given is not None and result is not None:
+                self._isolation.run("structure hooks", see, module, given, result)
+
+        self._handles.add(module.register_forward_hook(OwnHook(hook), with_kwargs=True))
+
+    def _see_dropout(self, module: nn.Module, given: Tensor, result: Tensor) -> None:
+        if result.grad_fn is not None and result.grad_fn is not given.grad_fn:
+            self._dropouts[result.grad_fn] = (float(getattr(module, "p", 0.0)), given.grad_fn)
+
+    def _block_listener(self, name: str) -> Callable[[nn.Module, Tensor, Tensor], None]:
+        def see(module: nn.Module, given: Tensor, result: Tensor) -> None:
+            known = given.grad_fn is not None and result.grad_fn is not None
+            if known and adds_its_input(result.grad_fn, given.grad_fn):
+                self.residual_blocks.add(name)
+
+        return see

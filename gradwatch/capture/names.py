@@ -1,0 +1,77 @@
+"""Names as the user wrote them, whatever wraps the model."""
+
+from typing import Any, Final
+
+from torch import nn
+
+WRAPPER_PREFIXES: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The user's own module inside `torch.compile`, DistributedDataParallel or DataParallel.
+
+    Args:
+        model: a module, wrapped or not.
+
+    Returns:
+        The innermost module that is not a wrapper.
+    """
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        elif isinstance(model, parallel):
+            model = model.module
+        else:
+            return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether calling the model runs a compiled function."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside a wrapper such as accelerate's.
+
+    Args:
+        optimizer: an optimizer or a wrapper that holds one as `.optimizer`.
+
+    Returns:
+        The innermost optimizer.
+    """
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def canonical(name: str) -> str:
+    """A parameter or module name without the prefixes that wrappers add.
+
+    Args:
+        name: as `named_parameters()` or `named_modules()` gives it.
+
+    Returns:
+        The name in the user's own code.
+
+    Example:
+        >>> canonical("_orig_mod.encoder._checkpoint_wrapped_module.weight")
+        'encoder.weight'
+    """
+    for prefix in WRAPPER_PREFIXES:
+        name = name.replace(prefix, "").removesuffix(prefix.removesuffix("."))
+    return name.removesuffix(".")
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module of a model once, by canonical name.
+
+    A wrapper and the module inside it share a name; the module inside is the one listed.
+
+    Args:
+        model: an unwrapped model.
+
+    Returns:
+        Pairs of name and module; the model itself has the name "".
+    """
+    return list({canonical(name): module for name, module in model.named_modules()}.items())

@@ -1,0 +1,230 @@
+"""From hooks to one `Sample` per sampled step: the only owner of hooks and patches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.capture.backward import BackwardObserver
+from gradwatch.capture.clipping import ClippingObserver, ClippingRecord, clip_gradients
+from gradwatch.capture.facts import describe_model
+from gradwatch.capture.forward import ForwardGate
+from gradwatch.capture.gradient import GradientCapture
+from gradwatch.capture.layers import LayerCapture
+from gradwatch.capture.names import is_compiled, unwrap_model
+from gradwatch.capture.optimizer import OptimizerTap
+from gradwatch.capture.parameters import ParameterTable
+from gradwatch.capture.sample import Sample, take_sample
+from gradwatch.capture.told import Told
+from gradwatch.interfaces import Need
+from gradwatch.isolation import Isolation
+from gradwatch.records import ModelInfo
+
+CAPTURE: Final = "capture"
+"""Name of the whole of this, should it fail."""
+
+
+class Session:
+    """Watches one model and its optimizers until it is closed.
+
+    With several optimizers a step is a round: it ends when all of them have stepped, or when one
+    of them steps again.
+
+    Args:
+        model: the module that the user calls.
+        optimizers: torch optimizers, already unwrapped.
+        on_sample: called after each sampled step.
+        isolation: what to do when something fails.
+        every_n_steps: sample the steps that are multiples of it.
+        needs: what the monitors need to be captured.
+        track_loss: see the scalar of every `backward()`.
+        track_clipping: see torch's own clipping function.
+        facts: fields of `ModelInfo` that the user gave.
+
+    Attributes:
+        step: optimizer steps finished.
+        info: facts about the model.
+        told: what the user's loop said about the step under way.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        *,
+        on_sample: Callable[[Sample], None],
+        isolation: Isolation,
+        every_n_steps: int,
+        needs: frozenset[Need] = frozenset(),
+        track_loss: bool = False,
+        track_clipping: bool = False,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        inner = unwrap_model(model)
+        self.optimizers = tuple(optimizers)
+        self.table = ParameterTable(inner, self.optimizers)
+        self.step = 0
+        self.told = Told()
+        self._on_sample = on_sample
+        self._isolation = isolation
+        self._every = every_n_steps
+        self._stepped: set[int] = set()
+        self.info = describe_model(
+            inner,
+            self.table.everything().values(),
+            parameters=tuple(self.table.everything()),
+            untouched_optimizer=not any(optimizer.state for optimizer in self.optimizers),
+            **(facts or {}),
+        )
+        self.clipping = ClippingRecord(visible=track_clipping)
+        self.gradients = GradientCapture(self.clipping, updates="updates" in needs)
+        self._observers: list[BackwardObserver | ClippingObserver] = [
+            *([BackwardObserver(self._note_loss)] if track_loss else []),
+            *([ClippingObserver(self._note_clipping)] if track_clipping else []),
+        ]
+        # Inside a compiled region a hook would break the graph; its wrapper runs hooks eagerly.
+        compiled = is_compiled(model)
+        self.gate = ForwardGate(
+            model if compiled else inner, self._begin_forward, self._end_forward, isolation
+        )
+        wanted = "activations" in needs and not compiled
+        self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
+        self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]
+        self.wants_parameters = "parameters" in needs
+        self._plan()
+
+    @property
+    def sampling(self) -> bool:
+        """Whether the step that is under way is sampled."""
+        return self.gate.sampling
+
+    def start_at(self, step: int) -> None:
+        """Continues the count of an earlier run.
+
+        Args:
+            step: optimizer steps finished there.
+        """
+        self.step = step
+        self._plan()
+
+    def resume(self, info: ModelInfo, step: int) -> None:
+        """Continues an earlier run, with the facts that were learnt in it.
+
+        Args:
+            info: the facts about the model at its initialisation.
+            step: optimizer steps finished.
+        """
+        self.info = info
+        if self.layers is not None:
+            self.layers.linked = True
+        self.start_at(step)
+
+    def weight_facts(self) -> dict[str, Tensor]:
+        """Statistics of the initial weights that are still on the device; only once."""
+        return {} if self.layers is None else self.layers.weight_facts()
+
+    def observe_gradients(self) -> None:
+        """Measures the gradients as they are now, before the user clips them."""
+        if self.sampling:
+            self._isolation.run(CAPTURE, self._observe_gradients)
+
+    def clip(self, max_norm: float, **options: Any) -> Tensor:
+        """Does torch's clipping on all optimized parameters and records it.
+
+        Args:
+            max_norm: the largest norm to let through [L/P].
+            **options: as for `torch.nn.utils.clip_grad_norm_`.
+
+        Returns:
+            The norm before clipping [L/P].
+        """
+        parameters = list(self.table.everything().values())
+        total = clip_gradients(parameters, max_norm, **options)
+        if not any(isinstance(item, ClippingObserver) for item in self._observers):
+            self._note_clipping(parameters, total, max_norm)
+        return total
+
+    def close(self) -> None:
+        """Takes every hook and patch off."""
+        for tap in self._taps:
+            tap.remove()
+        self.gate.remove()
+        if self.layers is not None:
+            self.layers.remove()
+        for observer in self._observers:
+            observer.remove()
+
+    # The moments of a step, as the optimizer taps tell them.
+
+    def begins(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+        if id(optimizer) in self._stepped:
+            self._end_round()
+
+    def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
+        """The gradients of this step are there; the parameters have not moved yet."""
+        if self.sampling:
+            self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """The step of one optimizer is over."""
+        if self.sampling:
+            self._isolation.run(CAPTURE, self._read_update, optimizer)
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self.optimizers):
+            self._end_round()
+
+    def _end_round(self) -> None:
+        if self.sampling:
+            self._isolation.run(CAPTURE, self._hand_over)
+        self.step += 1
+        self._stepped = set()
+        self._plan()
+
+    def _plan(self) -> None:
+        """Decides whether the step that begins now is sampled."""
+        wanted = self.step % self._every == 0 and CAPTURE not in self._isolation.failures
+        if wanted or self.gate.sampling:
+            self.gate.reset()
+            self.gradients.reset()
+            self.clipping.reset()
+            self.told.reset()
+        self.gate.sampling = wanted
+
+    @torch.no_grad()
+    def _read_gradients(self, optimizer: Optimizer, loss: Tensor | None) -> None:
+        self.gradients.ready(optimizer, self.table.of(optimizer))
+        if loss is not None:
+            self.told.closure_loss = loss.detach().clone()
+
+    @torch.no_grad()
+    def _read_update(self, optimizer: Optimizer) -> None:
+        self.gradients.stepped(optimizer)
+
+    @torch.no_grad()
+    def _observe_gradients(self) -> None:
+        self.gradients.observe(self.table.everything())
+
+    @torch.no_grad()
+    def _hand_over(self) -> None:
+        self._on_sample(take_sample(self))
+
+    def _begin_forward(self) -> None:
+        for tap in self._taps:
+            tap.forward_began()
+
+    def _end_forward(self) -> None:
+        if self.layers is not None:
+            self.layers.end_forward()
+
+    def _note_loss(self, loss: Tensor) -> None:
+        if self.sampling:
+            self.told.add_backward_loss(loss)
+
+    @torch.no_grad()
+    def _note_clipping(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
+        self.clipping.visible = True
+        if self.sampling:
+            self.clipping.record(parameters, total, max_norm)

@@ -1,0 +1,129 @@
+"""What a monitor sees of one sampled step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradwatch.numerics.norms import total_norm
+from gradwatch.records import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class NamedValues:
+    """Numbers on their device, one for each name.
+
+    Attributes:
+        names: n names of parameters or layers.
+        values: (n,) tensor.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+
+    @classmethod
+    def stack(cls, values: Mapping[str, Tensor]) -> "NamedValues":
+        """From single numbers, all moved to the device of the first one.
+
+        Args:
+            values: a 0-d tensor for each name.
+
+        Returns:
+            The stacked values.
+        """
+        if not values:
+            return cls((), torch.zeros(0))
+        device = next(iter(values.values())).device
+        return cls(tuple(values), torch.stack([value.to(device) for value in values.values()]))
+
+    @classmethod
+    def join(cls, parts: Sequence["NamedValues"]) -> "NamedValues":
+        """Several one after the other.
+
+        Args:
+            parts: at least one.
+
+        Returns:
+            All names and values.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        names = tuple(name for part in parts for name in part.names)
+        device = parts[0].values.device
+        return cls(names, torch.cat([part.values.to(device) for part in parts]))
+
+    def total(self) -> Tensor:
+        """The norm of the whole, for values that are norms of its parts."""
+        return total_norm(self.values)
+
+
+@dataclass(slots=True)
+class StepView:
+    """One sampled step: settings as Python numbers, measurements as tensors on the device.
+
+    Everything is of the gradients after unscaling, summed over micro-batches. A test can build
+    a view from fixed tensors.
+
+    Attributes:
+        step: the optimizer step, from 0.
+        model: facts about the model.
+        gradient_norms: of what the optimizer consumed, for each parameter with a gradient [L/P].
+        raw_gradient_norms: the same before clipping, or None where that was not seen [L/P].
+        clip_coefficient: norm of the whole gradient after over before clipping, 1 for no
+            clipping, or None if that was not seen.
+        parameter_norms: after the step [P]; needs `parameters`.
+        update_norms: of the change of each parameter [P]; needs `updates`.
+        unmoved_fractions: share of each parameter's entries that had a gradient and did not
+            change; needs `updates`.
+        activation_norms: for each layer in the order of execution [A]; needs `activations`.
+        activation_log_gains: for each layer of a recognised chain, the batch mean of
+            log(||phi(W h)||²/m / (||h||²/n)); needs `activations`.
+        loss: training loss [L], or None if it was not seen.
+        lr: learning rate of the first parameter group [P²/L]; a tensor if the optimizer holds
+            it as one.
+        batch_size: samples in this optimizer step, or None if not seen.
+        loss_scaled: a loss scaler is at work, so that non-finite gradients are routine.
+        without_gradient: trainable parameters that no gradient reached in this step.
+        notes: what could not be measured, and why.
+    """
+
+    step: int
+    model: ModelInfo
+    gradient_norms: NamedValues
+    raw_gradient_norms: NamedValues | None = None
+    clip_coefficient: Tensor | None = None
+    parameter_norms: NamedValues | None = None
+    update_norms: NamedValues | None = None
+    unmoved_fractions: NamedValues | None = None
+    activation_norms: NamedValues | None = None
+    activation_log_gains: NamedValues | None = None
+    loss: Tensor | None = None
+    lr: float | Tensor | None = None
+    batch_size: int | None = None
+    loss_scaled: bool = False
+    without_gradient: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, reason: str) -> None:
+        """Says what could not be measured, and why; shown once in the report.
+
+        Args:
+            reason: one sentence.
+        """
+        self.notes.append(reason)
+
+
+def some_examples(values: Tensor, elements: int) -> Tensor:
+    """The first examples of a batch, as many as hold about `elements` entries.
+
+    Args:
+        values: (B, ...) tensor.
+        elements: the wanted number of entries.
+
+    Returns:
+        A view of the first examples, at least one; all of them if they are few.
+    """
+    if values.dim() == 0 or values.numel() <= elements:
+        return values
+    return values[: max(1, elements * values.shape[0] // values.numel())]

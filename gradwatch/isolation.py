@@ -1,0 +1,79 @@
+"""A part that fails is reported once and switched off; the training goes on."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Final, Literal, ParamSpec, TypeVar
+
+from gradwatch.errors import AdviceError, ConfigError
+
+OnError = Literal["disable", "raise"]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger: Final = logging.getLogger("gradwatch")
+"""The one logger of the package."""
+
+
+class Isolation:
+    """Runs parts of the watch so that none can stop the training.
+
+    Args:
+        on_error: `disable` reports a failing part once and switches it off; `raise` lets the
+            error through, for tests.
+
+    Attributes:
+        failures: name of each part that is off, with what happened.
+
+    Raises:
+        ConfigError: if `on_error` is neither.
+    """
+
+    def __init__(self, on_error: OnError = "disable") -> None:
+        if on_error not in {"disable", "raise"}:
+            raise ConfigError(f"on_error must be 'disable' or 'raise', got {on_error!r}")
+        self.on_error = on_error
+        self.failures: dict[str, str] = {}
+
+    def run(
+        self, part: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Calls `function`, unless the part is off.
+
+        Args:
+            part: name of the part, as the user knows it.
+            function: what to call.
+            *args: its arguments.
+            **kwargs: its keyword arguments.
+
+        Returns:
+            Its result, or None if the part is off or just failed.
+
+        Raises:
+            AdviceError: if `function` raises it.
+        """
+        if part in self.failures:
+            return None
+        try:
+            return function(*args, **kwargs)
+        except AdviceError:  # the user asked to be stopped by a recommendation
+            raise
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._switch_off(part, error)
+            return None
+
+    def _switch_off(self, part: str, error: Exception) -> None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}"
+        self.failures[part] = what
+        logger.warning(
+            "%s failed and is switched off; the training goes on without it. %s (%s, line %d). "
+            "If the part is gradwatch's own, please report this message with the traceback that "
+            "watch(..., on_error='raise') shows.",
+            part,
+            what,
+            last.filename,
+            last.lineno,
+        )

@@ -1,0 +1,68 @@
+"""How the signal's norm changes from layer to layer."""
+
+from collections.abc import Iterator
+
+import torch
+from typing_extensions import override
+
+from gradwatch.capture.view import NamedValues, StepView
+from gradwatch.interfaces import Monitor
+from gradwatch.numerics.reading import Reading
+from gradwatch.records import ModelInfo
+
+
+class ActivationNorm(Monitor):
+    """Norms of the layers' outputs, and the gains of chains of layers.
+
+    `activation_norm` is the root mean square over examples of the L2 norm of a layer's output
+    [A]; of very large outputs the first examples are taken.
+
+    `activation_gain` is the factor by which a layer and its activation change the mean square of
+    the signal, `exp(mean_i log((||phi(W h_i)||²/m) / (||h_i||²/n)))`, on the first 64 examples.
+    It is measured where the layer is seen to feed another one through one known activation. The
+    bias is left out: the law that it is compared with is about the weights.
+
+    `activation_gain_cumulative` is the product of the gains from the start of the chain up to
+    and including the layer. `gain_log_variance` is the variance that the logarithm of the whole
+    chain's gain has between random initialisations, `V = sum_l kappa/m_l`, from the widths
+    alone; its scope is the last layer of the chain.
+
+    References:
+        Arpit and Bengio 2019, "The Benefits of Over-parameterization at Initialization in Deep
+        ReLU Networks", arXiv:1901.03611; Hanin and Rolnick 2018, arXiv:1803.01719 (the variance).
+    """
+
+    metrics = (
+        "activation_norm",
+        "activation_gain",
+        "activation_gain_cumulative",
+        "gain_log_variance",
+    )
+    needs = frozenset({"activations"})
+
+    @override
+    def read(self, view: StepView) -> Iterator[Reading]:
+        norms, gains = view.activation_norms, view.activation_log_gains
+        if norms is None or not norms.names:
+            view.note(
+                "activation_norm: no training forward of the whole model was seen; a compiled "
+                "model and a model called only in parts show none"
+            )
+            return
+        yield Reading("activation_norm", norms.values, norms.names, unit="A")
+        if gains is not None and gains.names:
+            yield Reading("activation_gain", gains.values.exp(), gains.names)
+            yield from _along_chains(view.model, gains)
+
+
+def _along_chains(model: ModelInfo, gains: NamedValues) -> Iterator[Reading]:
+    place = {name: index for index, name in enumerate(gains.names)}
+    for chain in model.chains:
+        names = tuple(layer.name for layer in chain)
+        if not all(name in place for name in names):
+            continue
+        wanted = torch.tensor([place[name] for name in names]).to(gains.values.device)
+        product = gains.values[wanted].cumsum(0).exp()
+        yield Reading("activation_gain_cumulative", product, names)
+        variance = sum((layer.kappa or 0.0) / layer.width for layer in chain)
+        yield Reading("gain_log_variance", torch.tensor(variance), names[-1:])

@@ -1,0 +1,266 @@
+"""From samples to reports: read, fetch once, judge, advise, tell."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from gradwatch.capture.sample import Sample
+from gradwatch.capture.selection import Selection
+from gradwatch.interfaces import Bound, Monitor, Rule, Sink
+from gradwatch.isolation import Isolation
+from gradwatch.numerics.reading import Reading, fetch
+from gradwatch.records import (
+    SEVERITIES,
+    History,
+    Measurement,
+    ModelInfo,
+    Recommendation,
+    Report,
+    RunInfo,
+    StepInfo,
+    Verdict,
+)
+
+Learn = Callable[[list[list[float]]], ModelInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a watch is made of; the order of each tuple is the order in which it is used.
+
+    Attributes:
+        monitors: what is measured.
+        bounds: what it should be.
+        rules: what to do about it.
+        sinks: who is told.
+    """
+
+    monitors: tuple[Monitor, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    sinks: tuple[Sink, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One sampled step whose numbers are still on the device."""
+
+    sample: Sample
+    readings: list[Reading] = field(default_factory=list)
+
+
+class Pipeline:
+    """Collects the readings of sampled steps and turns them into reports.
+
+    Args:
+        parts: monitors, bounds, rules and sinks.
+        selection: which metrics and scopes are reported.
+        isolation: what to do when a part fails.
+        model: facts about the model.
+
+    Attributes:
+        history: the reports so far.
+        first_seen: the step since which a recommendation stands, by knob and scope.
+    """
+
+    def __init__(
+        self, parts: Parts, selection: Selection, isolation: Isolation, model: ModelInfo
+    ) -> None:
+        self.history = History(model)
+        self.first_seen: dict[tuple[str, str], int] = {}
+        self._parts = parts
+        self._selection = selection
+        self._isolation = isolation
+        self._pending: list[_Pending] = []
+        self._opened = False
+        self._said: set[str] = set()
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether sampled steps wait for a report."""
+        return bool(self._pending)
+
+    def read(self, sample: Sample) -> None:
+        """Lets every monitor read a sampled step; nothing travels to the host.
+
+        Args:
+            sample: the step.
+        """
+        pending = _Pending(sample)
+        for monitor in self._parts.monitors:
+            readings = self._isolation.run(name_of("monitor", monitor), _read, monitor, sample)
+            pending.readings.extend(readings or ())
+        self._pending.append(pending)
+
+    def report(self, run: RunInfo, facts: Sequence[Tensor], learn: Learn) -> Report:
+        """Makes the report of all samples since the last one, with one transfer to the host.
+
+        Args:
+            run: the header, for sinks that have not been opened yet.
+            facts: tensors that the facts about the model still need.
+            learn: called with their numbers; returns the completed facts.
+
+        Returns:
+            The report, already told to the sinks.
+        """
+        pending, self._pending = self._pending, []
+        settings = [item.sample.tensors() for item in pending]
+        values = [
+            tensor for item in pending for reading in item.readings for tensor in reading.tensors()
+        ]
+        numbers = iter(
+            fetch([*facts, *(tensor for group in settings for tensor in group), *values])
+        )
+        self.history.model = learn([next(numbers) for _ in facts])
+        steps = tuple(
+            item.sample.complete([next(numbers) for _ in group])
+            for item, group in zip(pending, settings, strict=True)
+        )
+        measurements: list[Measurement] = []
+        for item, step in zip(pending, steps, strict=True):
+            for reading in item.readings:
+                fetched = [number for _ in reading.tensors() for number in next(numbers)]
+                measurements += self._kept(reading.measurements(step.step, fetched), step)
+        notes = [note for item in pending for note in item.sample.view.notes]
+        report = self._judged(steps, tuple(measurements), notes)
+        self._tell(replace(run, model=self.history.model), report)
+        return report
+
+    def close(self) -> None:
+        """Closes every sink, whatever has happened to it."""
+        for sink in self._parts.sinks:
+            self._isolation.run(name_of("closing of sink", sink), sink.close)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the first report, since when advice stands, monitors."""
+        return {
+            "first_report": self.history[0].to_dict() if self.history else None,
+            "first_seen": [[knob, scope, step] for (knob, scope), step in self.first_seen.items()],
+            "monitors": {
+                type(monitor).__name__: self._isolation.run(
+                    name_of("monitor", monitor), monitor.state_dict
+                )
+                or {}
+                for monitor in self._parts.monitors
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned.
+
+        Args:
+            state: of a watch with the same monitors; others are left as they are.
+        """
+        if state["first_report"] is not None:
+            self.history = History(self.history.model)
+            self.history.append(Report.from_dict(state["first_report"]))
+        self.first_seen = {(knob, scope): step for knob, scope, step in state["first_seen"]}
+        for monitor in self._parts.monitors:
+            saved = state["monitors"].get(type(monitor).__name__)
+            if saved:
+                self._isolation.run(name_of("monitor", monitor), monitor.load_state_dict, saved)
+
+    def _kept(self, measurements: Iterable[Measurement], step: StepInfo) -> list[Measurement]:
+        """What is wanted; a step that the loss scaler skipped has no gradient to speak of."""
+        return [
+            item
+            for item in measurements
+            if self._selection.keeps(item.metric, item.scope)
+            and not (step.skipped and item.metric.startswith(("gradient_", "update_", "unmoved_")))
+        ]
+
+    def _judged(
+        self, steps: tuple[StepInfo, ...], measurements: tuple[Measurement, ...], notes: list[str]
+    ) -> Report:
+        report = Report(
+            step=steps[-1].step,
+            steps=steps,
+            measurements=measurements,
+            verdicts=tuple(self._verdicts(steps, measurements)),
+            notes=self._news(notes),
+        )
+        self.history.append(report)
+        report = replace(report, recommendations=self._advice(report.step))
+        self.history.replace_newest(report)
+        return report
+
+    def _verdicts(
+        self, steps: Sequence[StepInfo], measurements: Sequence[Measurement]
+    ) -> list[Verdict]:
+        by_step = {step.step: step for step in steps}
+        newest = {(item.metric, item.scope): item for item in measurements}
+        verdicts: list[Verdict] = []
+        for bound in self._parts.bounds:
+            concerned = [item for item in newest.values() if item.metric == bound.metric]
+            judged = self._isolation.run(
+                name_of("bound", bound), _judge, bound, concerned, by_step, self.history.model
+            )
+            verdicts += judged or ()
+        return verdicts
+
+    def _advice(self, step: int) -> tuple[Recommendation, ...]:
+        advice: list[Recommendation] = []
+        for rule in self._parts.rules:
+            given = self._isolation.run(name_of("rule", rule), _advise, rule, self.history)
+            advice += given or ()
+        dated = [
+            replace(item, since_step=self.first_seen.setdefault((item.knob, item.scope), step))
+            for item in advice
+        ]
+        standing = {(item.knob, item.scope) for item in dated}
+        self.first_seen = {key: step for key, step in self.first_seen.items() if key in standing}
+        return tuple(sorted(dated, key=lambda item: -SEVERITIES.index(item.severity)))
+
+    def _news(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Each note is said once; so is each failure."""
+        failed = [f"{part} is off: {what}" for part, what in self._isolation.failures.items()]
+        fresh = tuple(note for note in dict.fromkeys([*notes, *failed]) if note not in self._said)
+        self._said.update(fresh)
+        return fresh
+
+    def _tell(self, run: RunInfo, report: Report) -> None:
+        for sink in self._parts.sinks:
+            name = name_of("sink", sink)
+            if not self._opened:
+                self._isolation.run(name, sink.open, run)
+            self._isolation.run(name, sink.write, report)
+        self._opened = True
+
+
+def name_of(role: str, part: object) -> str:
+    """How a part is called in messages, as in "monitor GradientNorm"."""
+    return f"{role} {type(part).__name__}"
+
+
+def _read(monitor: Monitor, sample: Sample) -> list[Reading]:
+    result = monitor.read(sample.view)
+    readings = [result] if isinstance(result, Reading) else list(result)
+    for reading in readings:
+        if reading.metric not in monitor.metrics:
+            raise ValueError(
+                f"{type(monitor).__name__}.read returned the metric {reading.metric!r}, which is "
+                f"not among its metrics {monitor.metrics}"
+            )
+    return readings
+
+
+def _advise(rule: Rule, history: History) -> list[Recommendation]:
+    return list(rule.advise(history))
+
+
+def _judge(
+    bound: Bound,
+    measurements: Sequence[Measurement],
+    steps: dict[int, StepInfo],
+    model: ModelInfo,
+) -> list[Verdict]:
+    verdicts = []
+    for measurement in measurements:
+        interval = bound.interval(measurement, steps[measurement.step], model)
+        if interval is not None:
+            verdicts.append(
+                Verdict.of(measurement, interval, bound=type(bound).__name__, source=bound.source)
+            )
+    return verdicts

@@ -1,0 +1,93 @@
+"""Ready-made lists of parts, to print, extend and slice."""
+
+import os
+
+from gradwatch.adapters import load_adapter
+from gradwatch.bounds import AllFinite, ChainNormPreservation, NormPreservation, StableWidth
+from gradwatch.errors import MissingExtraError
+from gradwatch.interfaces import Bound, Monitor, Rule, Sink
+from gradwatch.isolation import logger
+from gradwatch.monitors import (
+    ActivationNorm,
+    GradientNorm,
+    LossValue,
+    LrBatchRatio,
+    NonFinite,
+    ParameterNorm,
+    UpdateRatio,
+)
+from gradwatch.rules import Initialisation, Numerics, Width
+from gradwatch.sinks import JsonlSink
+
+
+def essentials() -> list[Monitor]:
+    """The monitors that read gradients and settings only: no forward hooks on the layers.
+
+    Returns:
+        A new list of new monitors.
+
+    Example:
+        >>> [type(monitor).__name__ for monitor in essentials()]
+        ['LossValue', 'GradientNorm', 'LrBatchRatio']
+    """
+    return [LossValue(), GradientNorm(), LrBatchRatio()]
+
+
+def standard() -> list[Monitor]:
+    """The default monitors: `essentials`, parameters, updates, activations, non-finite values.
+
+    Returns:
+        A new list of new monitors.
+    """
+    return [*essentials(), ParameterNorm(), UpdateRatio(), ActivationNorm(), NonFinite()]
+
+
+def bounds() -> list[Bound]:
+    """All bounds.
+
+    Returns:
+        A new list of new bounds.
+    """
+    return [
+        AllFinite("nonfinite_activation"),
+        AllFinite("nonfinite_gradient"),
+        AllFinite("nonfinite_parameter"),
+        NormPreservation(),
+        ChainNormPreservation(),
+        StableWidth(),
+    ]
+
+
+def rules() -> list[Rule]:
+    """All rules.
+
+    Returns:
+        A new list of new rules.
+    """
+    return [Numerics(), Initialisation(), Width()]
+
+
+def files(logdir: str | os.PathLike[str] | None, tag_prefix: str = "gradwatch") -> list[Sink]:
+    """The sinks of a folder: the record of the run and, where installed, TensorBoard.
+
+    Args:
+        logdir: the folder; None for no files.
+        tag_prefix: first part of the TensorBoard tags.
+
+    Returns:
+        A new list of new sinks.
+
+    Raises:
+        RecordError: if the folder cannot be written.
+    """
+    if logdir is None:
+        return []
+    sinks: list[Sink] = [JsonlSink(logdir)]
+    try:
+        adapter = load_adapter(
+            "gradwatch_tensorboard", feature="the TensorBoard page", extra="tensorboard"
+        )
+        sinks.append(adapter.TensorBoardSink(logdir, tag_prefix=tag_prefix))
+    except MissingExtraError as missing:
+        logger.info("%s; the run is recorded in %s without it", missing, logdir)
+    return sinks

@@ -1,0 +1,6 @@
+"""Laws, bounds and constants from the literature, as pure functions of numbers.
+
+Each module holds one subject, needs the standard library and numpy only, and says for every
+formula where it comes from: a paper that was read, or a derivation made here and checked by
+simulation. Nothing in this package looks at a model; monitors, bounds and rules call it.
+"""

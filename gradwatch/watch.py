@@ -1,0 +1,344 @@
+"""The watch: where monitors, bounds, rules and sinks are joined to a live training."""
+
+import atexit
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch import presets
+from gradwatch.announce import Announcer, OnRecommendation
+from gradwatch.arguments import (
+    check_cadence,
+    check_count,
+    distinct_metrics,
+    installed_versions,
+    plain_optimizers,
+    typed,
+)
+from gradwatch.capture.sample import Sample
+from gradwatch.capture.selection import Selection
+from gradwatch.capture.session import Session
+from gradwatch.capture.structure import add_weight_facts
+from gradwatch.errors import AttachError, ClosedError, ConfigError
+from gradwatch.interfaces import Bound, Monitor, Need, Rule, Sink
+from gradwatch.isolation import Isolation, OnError
+from gradwatch.pipeline import Parts, Pipeline
+from gradwatch.records import ModelInfo, Recommendation, Report, RunInfo
+from gradwatch.serialise import from_json, to_json
+from gradwatch.standing import Standing
+
+STATE_VERSION: Final = 1
+
+
+class Watch:
+    """Watches one training until it is closed; made by `gradwatch.watch`.
+
+    Args:
+        model: the module that the training loop calls.
+        optimizer: the torch optimizer of its parameters, or several.
+        logdir: folder for the record of the run and its TensorBoard files; None writes nothing.
+        monitors: what to measure; `presets.standard()` by default.
+        bounds: what it should be; `presets.bounds()` by default.
+        rules: what to do about it; `presets.rules()` by default.
+        sinks: who is told besides the files in `logdir`.
+        every_n_steps: measure every so many optimizer steps, from step 0 on.
+        log_every_n_steps: report every so many steps; a multiple of `every_n_steps`.
+        include: patterns "metric" or "metric/scope" of what to report; None for all.
+        exclude: patterns of what to leave out of that.
+        train_size: number of training samples, for statements that need it.
+        planned_steps: planned number of optimizer steps, likewise.
+        tag_prefix: first part of the TensorBoard tags.
+        on_recommendation: `collect`, `warn`, `raise`, or a callable that gets each new one.
+        on_error: `disable` switches a failing part off; `raise` lets the error through.
+        track_loss: see the scalar that `backward()` is called on; needed for a loss that is
+            computed outside the model and not given to `observe`. Under loss scaling it is the
+            scaled loss.
+        track_clipping: see `torch.nn.utils.clip_grad_norm_`, for gradient norms before clipping.
+
+    Raises:
+        ConfigError: if an argument cannot work.
+        AttachError: if the model or the optimizer cannot be watched.
+        RecordError: if `logdir` cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        logdir: str | os.PathLike[str] | None = None,
+        monitors: Iterable[Monitor] | None = None,
+        bounds: Iterable[Bound] | None = None,
+        rules: Iterable[Rule] | None = None,
+        sinks: Iterable[Sink] = (),
+        every_n_steps: int = 10,
+        log_every_n_steps: int = 50,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        train_size: int | None = None,
+        planned_steps: int | None = None,
+        tag_prefix: str = "gradwatch",
+        on_recommendation: OnRecommendation = "collect",
+        on_error: OnError = "disable",
+        track_loss: bool = False,
+        track_clipping: bool = False,
+    ) -> None:
+        check_cadence(every_n_steps, log_every_n_steps)
+        check_count("train_size", train_size)
+        check_count("planned_steps", planned_steps)
+        optimizers = plain_optimizers(model, optimizer)
+        self._refuse_second(optimizers)
+        wanted = typed("monitors", Monitor, presets.standard() if monitors is None else monitors)
+        metrics = distinct_metrics(wanted)
+        selection = Selection(include, exclude, metrics)
+        kept = tuple(
+            item for item in wanted if any(selection.keeps_some_of(name) for name in item.metrics)
+        )
+        self._log_every = log_every_n_steps
+        self._closed = False
+        self._reports = 0
+        self._standing = Standing()
+        self._isolation = Isolation(on_error)
+        self._announcer = Announcer(on_recommendation, self._isolation)
+        parts = Parts(
+            monitors=kept,
+            bounds=typed("bounds", Bound, presets.bounds() if bounds is None else bounds),
+            rules=typed("rules", Rule, presets.rules() if rules is None else rules),
+            sinks=(*presets.files(logdir, tag_prefix), *typed("sinks", Sink, sinks)),
+        )
+        needs: frozenset[Need] = frozenset(need for item in kept for need in item.needs)
+        self._session = Session(
+            model,
+            optimizers,
+            on_sample=self._take,
+            isolation=self._isolation,
+            every_n_steps=every_n_steps,
+            needs=needs,
+            track_loss=track_loss,
+            track_clipping=track_clipping,
+            facts={"train_size": train_size, "planned_steps": planned_steps},
+        )
+        self._pipeline = Pipeline(parts, selection, self._isolation, self._session.info)
+        self._run = RunInfo(
+            model=self._session.info,
+            metrics=metrics,
+            bounded=tuple(dict.fromkeys(bound.metric for bound in parts.bounds)),
+            configuration={
+                "every_n_steps": every_n_steps,
+                "log_every_n_steps": log_every_n_steps,
+                "include": None if include is None else list(include),
+                "exclude": None if exclude is None else list(exclude),
+                "track_loss": track_loss,
+                "track_clipping": track_clipping,
+            },
+            versions=installed_versions(),
+        )
+        _open_watches.add(self)
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps finished."""
+        return self._session.step
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known about the model."""
+        return self._session.info
+
+    @property
+    def recommendations(self) -> tuple[Recommendation, ...]:
+        """The recommendations that stand since the newest report, the most severe first."""
+        return self._standing.summary().recommendations
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """The parts that failed and are switched off, with what happened."""
+        return dict(self._isolation.failures)
+
+    def summary(self) -> Report:
+        """The newest of every measurement, verdict and recommendation.
+
+        Returns:
+            A report; `print` shows it as a table.
+        """
+        return self._standing.summary()
+
+    def observe(
+        self,
+        *,
+        loss: float | Tensor | None = None,
+        batch_size: int | None = None,
+        epoch: float | None = None,
+    ) -> None:
+        """Tells the watch what it cannot see; optional, after `backward()`, before clipping.
+
+        The gradients are measured as they are at this moment, unscaled ones under loss scaling,
+        which gives the norms before clipping. Costs nothing on steps that are not sampled.
+
+        Args:
+            loss: of this step [L]; a tensor is not read on the host.
+            batch_size: samples of this step over all micro-batches.
+            epoch: epochs finished.
+
+        Raises:
+            ClosedError: if the watch is closed.
+        """
+        self._check_open("observe")
+        told = self._session.told
+        told.epoch = epoch if epoch is not None else told.epoch
+        if self._session.sampling:
+            told.batch_size = batch_size if batch_size is not None else told.batch_size
+            if loss is not None:
+                told.loss = torch.as_tensor(loss).detach().clone()
+            self._session.observe_gradients()
+
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        *,
+        error_if_nonfinite: bool = False,
+        foreach: bool | None = None,
+    ) -> Tensor:
+        """Clips the gradients as `torch.nn.utils.clip_grad_norm_` does, and records it.
+
+        Args:
+            max_norm: the largest norm to let through [L/P].
+            norm_type: order of the norm.
+            error_if_nonfinite: as in torch.
+            foreach: as in torch.
+
+        Returns:
+            The norm before clipping [L/P].
+
+        Raises:
+            ClosedError: if the watch is closed.
+        """
+        self._check_open("clip_grad_norm_")
+        return self._session.clip(
+            max_norm, norm_type=norm_type, error_if_nonfinite=error_if_nonfinite, foreach=foreach
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold so that a resumed run continues the record.
+
+        Returns:
+            Plain values only.
+        """
+        return {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "model": to_json(self._session.info) if self._reports else None,
+            "pipeline": self._pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues an earlier run; call it before the first step.
+
+        Args:
+            state: what `state_dict` returned.
+
+        Raises:
+            ClosedError: if the watch is closed.
+            ConfigError: if steps have been watched already, or the state is of another version.
+        """
+        self._check_open("load_state_dict")
+        if self.step or self._reports:
+            raise ConfigError(
+                f"load_state_dict must be called before the first step, got a watch at step "
+                f"{self.step}; make a new watch and load the state at once"
+            )
+        if state.get("version") != STATE_VERSION:
+            raise ConfigError(
+                f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
+                "it was saved by another version of gradwatch"
+            )
+        if state["model"] is not None:
+            self._session.resume(from_json(ModelInfo, state["model"]), state["step"])
+        else:
+            self._session.start_at(state["step"])
+        self._pipeline.history.model = self._session.info
+        self._pipeline.load_state_dict(state["pipeline"])
+        self._run = replace(self._run, first_step=state["step"])
+
+    def close(self) -> None:
+        """Reports what is pending, takes every hook off and closes the sinks.
+
+        May be called again; also called at interpreter exit.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        _open_watches.discard(self)
+        if self._pipeline.has_pending:
+            self._isolation.run("last report", self._report)
+        self._isolation.run("closing", self._session.close)
+        self._pipeline.close()
+
+    def watches(self, optimizer: Optimizer) -> bool:
+        """Whether this watch is attached to an optimizer."""
+        return any(item is optimizer for item in self._session.optimizers)
+
+    @staticmethod
+    def _refuse_second(optimizers: Sequence[Optimizer]) -> None:
+        for optimizer in optimizers:
+            if any(other.watches(optimizer) for other in _open_watches):
+                raise AttachError(
+                    f"this {type(optimizer).__name__} is watched already; close() the first "
+                    "watch, or add monitors to it instead of making a second one"
+                )
+
+    def _take(self, sample: Sample) -> None:
+        self._pipeline.read(sample)
+        if sample.view.step % self._log_every == 0:
+            self._report()
+
+    def _report(self) -> None:
+        facts = self._session.weight_facts()
+
+        def learn(numbers: list[list[float]]) -> ModelInfo:
+            named = dict(zip(facts, numbers, strict=True))
+            self._session.info = add_weight_facts(self._session.info, named)
+            return self._session.info
+
+        report = self._pipeline.report(self._run, list(facts.values()), learn)
+        self._reports += 1
+        self._standing.add(report)
+        self._announcer.announce(report.recommendations)
+
+    def _check_open(self, method: str) -> None:
+        if self._closed:
+            raise ClosedError(
+                f"Watch.{method} was called after close(); make a new watch with gradwatch.watch"
+            )
+
+
+watch = Watch
+"""Attaches a watch to a training in one line: `watch = gradwatch.watch(model, optimizer)`."""
+
+_open_watches: WeakSet[Watch] = WeakSet()
+
+
+@atexit.register
+def _close_open_watches() -> None:
+    """A loop that ends without `close` must not lose its last values."""
+    for item in list(_open_watches):
+        item.close()

@@ -1,0 +1,73 @@
+"""The custom-scalars page: which curves stand in one chart, and under which question.
+
+Every chart is a `Multiline`, never a `Margin`: TensorBoard draws a margin chart only where the
+value and both of its edges have exactly the same steps, and shows an error in its place otherwise.
+A value is measured more often than it is judged, and many bounds have one edge.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from gradwatch.records import RunInfo
+from gradwatch_tensorboard.tag import LEARNING_RATE, LOWER, UPPER, Tags
+
+Layout = dict[str, dict[str, list[str | list[str]]]]
+"""Question, then title of the chart, then its kind and the regular expressions of its tags."""
+
+MORE: Final = "More"
+QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Is it learning?": (
+        "loss",
+        "gradient_norm",
+        "clip_coefficient",
+        "parameter_norm",
+        "nonfinite",
+    ),
+    "Is the learning rate right?": (
+        LEARNING_RATE,
+        "update_",
+        "unmoved_",
+        "lr_batch_ratio",
+    ),
+    "Does the signal survive depth?": ("activation_",),
+}
+"""How the metrics that answer each question begin; any other metric stands under `MORE`."""
+
+_OF_THE_MODEL_ONLY: Final = frozenset({LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio"})
+
+
+def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
+    """The whole page, as `SummaryWriter.add_custom_scalars` takes it.
+
+    Args:
+        run: its `metrics` get a chart each, with their bounds for those in `bounded`.
+        tags: makes the tags of the run.
+        per_layer: add a chart with the curves of all parameters, layers and blocks.
+
+    Returns:
+        The charts of each question that has any.
+    """
+    page: Layout = {question: {} for question in (*QUESTIONS, MORE)}
+    for metric in dict.fromkeys((LEARNING_RATE, *run.metrics)):
+        charts = page[_question(metric)]
+        ends = ("", LOWER, UPPER) if metric in run.bounded else ("",)
+        charts[metric] = ["Multiline", [_exactly(tags.of(metric) + end) for end in ends]]
+        if per_layer and metric not in _OF_THE_MODEL_ONLY:
+            charts[f"{metric} per layer"] = ["Multiline", [_below(tags.group(metric))]]
+    return {question: charts for question, charts in page.items() if charts}
+
+
+def _question(metric: str) -> str:
+    fitting = (question for question, starts in QUESTIONS.items() if metric.startswith(starts))
+    return next(fitting, MORE)
+
+
+def _exactly(tag: str) -> str:
+    # TensorBoard matches at the start only: without the $, `loss` would catch `loss_scale`.
+    return re.escape(tag) + "$"
+
+
+def _below(group: str) -> str:
+    # The edges of twenty layers would bury their values.
+    return rf"{re.escape(group)}/.*(?<!{re.escape(LOWER)})(?<!{re.escape(UPPER)})$"
