@@ -75,7 +75,6 @@ class Pipeline:
         self._isolation = isolation
         self._pending: list[_Pending] = []
         self._opened = False
-        self._said: set[str] = set()
 
     @property
     def has_pending(self) -> bool:
@@ -123,8 +122,7 @@ class Pipeline:
             for reading in item.readings:
                 fetched = [number for _ in reading.tensors() for number in next(numbers)]
                 measurements += self._kept(reading.measurements(step.step, fetched), step)
-        notes = [note for item in pending for note in item.sample.view.notes]
-        report = self._judged(steps, tuple(measurements), notes)
+        report = self._judged(steps, tuple(measurements), self._notes(pending))
         self._tell(replace(run, model=self.history.model), report)
         return report
 
@@ -172,14 +170,17 @@ class Pipeline:
         ]
 
     def _judged(
-        self, steps: tuple[StepInfo, ...], measurements: tuple[Measurement, ...], notes: list[str]
+        self,
+        steps: tuple[StepInfo, ...],
+        measurements: tuple[Measurement, ...],
+        notes: tuple[str, ...],
     ) -> Report:
         report = Report(
             step=steps[-1].step,
             steps=steps,
             measurements=measurements,
             verdicts=tuple(self._verdicts(steps, measurements)),
-            notes=self._news(notes),
+            notes=notes,
         )
         self.history.append(report)
         report = replace(report, recommendations=self._advice(report.step))
@@ -213,12 +214,10 @@ class Pipeline:
         self.first_seen = {key: step for key, step in self.first_seen.items() if key in standing}
         return tuple(sorted(dated, key=lambda item: -SEVERITIES.index(item.severity)))
 
-    def _news(self, notes: Sequence[str]) -> tuple[str, ...]:
-        """Each note is said once; so is each failure."""
+    def _notes(self, pending: Sequence[_Pending]) -> tuple[str, ...]:
+        notes = [note for item in pending for note in item.sample.view.notes]
         failed = [f"{part} is off: {what}" for part, what in self._isolation.failures.items()]
-        fresh = tuple(note for note in dict.fromkeys([*notes, *failed]) if note not in self._said)
-        self._said.update(fresh)
-        return fresh
+        return tuple(dict.fromkeys([*notes, *failed]))
 
     def _tell(self, run: RunInfo, report: Report) -> None:
         for sink in self._parts.sinks:

@@ -4,8 +4,11 @@ An experiment compares a measured number with theory through the `verify` fixtur
 `--verification PATH` the session writes what was compared as a Markdown table to PATH.
 """
 
+import copy
 import platform
+import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -142,3 +145,126 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def escape(cell: str) -> str:
     return cell.replace("|", "\\|")
+
+
+# --- What a watch may have touched -------------------------------------------------------------
+
+
+@pytest.fixture
+def hooks_on() -> Callable[..., dict[str, list[str]]]:
+    """The hooks on a model, on optimizers and in torch itself: `hooks_on(model, *optimizers)`."""
+    return collect_hooks
+
+
+@pytest.fixture
+def traces_on() -> Callable[..., dict[str, Any]]:
+    """All that a watch could leave behind: `traces_on(model, *optimizers)`.
+
+    Hooks, the names of the attributes of the user's objects, and torch's own functions.
+    """
+    return collect_traces
+
+
+@pytest.fixture
+def training_state() -> Callable[..., dict[str, Any]]:
+    """All that makes up a training, as copies: `training_state(model, *optimizers)`."""
+    return collect_training_state
+
+
+@pytest.fixture
+def assert_identical() -> Callable[[Any, Any], None]:
+    """Compare two nested structures, tensors bit by bit: `assert_identical(one, other)`."""
+
+    def compare(one: Any, other: Any) -> None:
+        different = list(differences(one, other))
+        assert not different, "\n".join(different[:10])
+
+    return compare
+
+
+def collect_hooks(
+    model: torch.nn.Module, *optimizers: torch.optim.Optimizer
+) -> dict[str, list[str]]:
+    owners: dict[str, Any] = {
+        **{f"module {name or '(root)'}": item for name, item in model.named_modules()},
+        **{f"optimizer {place}": item for place, item in enumerate(optimizers)},
+        "every module": torch.nn.modules.module,
+        "every optimizer": sys.modules["torch.optim.optimizer"],
+    }
+    found = {
+        f"{owner}.{name}": [repr(hook) for hook in value.values()]
+        for owner, item in owners.items()
+        for name, value in vars(item).items()
+        if "hook" in name and isinstance(value, dict)
+    }
+    for name, parameter in model.named_parameters():
+        for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            hooks = getattr(parameter, kind) or {}
+            found[f"parameter {name}.{kind}"] = [repr(hook) for hook in hooks.values()]
+    return {name: hooks for name, hooks in found.items() if hooks}
+
+
+def collect_traces(model: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> dict[str, Any]:
+    owners = {
+        **{f"module {name}": item for name, item in model.named_modules()},
+        **{f"parameter {name}": item for name, item in model.named_parameters()},
+        **{f"buffer {name}": item for name, item in model.named_buffers()},
+        **{f"optimizer {place}": item for place, item in enumerate(optimizers)},
+    }
+    return {
+        "hooks": collect_hooks(model, *optimizers),
+        "attributes": {owner: sorted(vars(item)) for owner, item in owners.items()},
+        "classes": {owner: id(type(item)) for owner, item in owners.items()},
+        "torch": {
+            "backward": id(torch.autograd.backward),
+            "Tensor.backward": id(torch.Tensor.backward),
+            "clip": id(getattr(torch.nn.utils.clip_grad, "_clip_grads_with_norm_", None)),
+            "clip_grad_norm_": id(torch.nn.utils.clip_grad_norm_),
+            "call": id(torch.nn.Module.__call__),
+            "grad": torch.is_grad_enabled(),
+            "dtype": torch.get_default_dtype(),
+        },
+    }
+
+
+def collect_training_state(
+    model: torch.nn.Module, *optimizers: torch.optim.Optimizer
+) -> dict[str, Any]:
+    return copy.deepcopy(
+        {
+            "parameters": {name: item.detach() for name, item in model.named_parameters()},
+            "buffers": dict(model.named_buffers()),
+            "gradients": {name: item.grad for name, item in model.named_parameters()},
+            "requires_grad": {name: item.requires_grad for name, item in model.named_parameters()},
+            "training": {name: item.training for name, item in model.named_modules()},
+            "optimizers": [item.state_dict() for item in optimizers],
+            "torch random": torch.get_rng_state(),
+            "python random": random.getstate(),
+            "numpy random": np.random.get_state(),
+        }
+    )
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    if type(one) is not type(other):
+        yield f"{where}: {type(one).__name__} is not {type(other).__name__}"
+    elif isinstance(one, dict):
+        if list(one) != list(other):
+            yield f"{where}: the keys {list(one)} are not {list(other)}"
+        for key in one.keys() & other.keys():
+            yield from differences(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            yield f"{where}: {len(one)} items are not {len(other)}"
+        for place, pair in enumerate(zip(one, other, strict=False)):
+            yield from differences(*pair, f"{where}/{place}")
+    elif isinstance(one, (torch.Tensor, np.ndarray)):
+        if not same_bits(np.asarray(one), np.asarray(other)):
+            yield f"{where}: {one} is not {other}"
+    elif repr(one) != repr(other):
+        yield f"{where}: {one!r} is not {other!r}"
+
+
+def same_bits(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and one.tobytes() == other.tobytes()

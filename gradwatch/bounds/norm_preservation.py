@@ -1,8 +1,11 @@
 """Norm preservation at initialisation: what a layer, a chain and a width should do.
 
-All three speak at step 0 only, and are undecided where the law does not apply: an optimizer that
-already has state, weights that are no fresh random draw (pretrained, zero-initialised, sparse),
-one-hot inputs, layers of fewer than 16 units, a curved activation far from unit mean square.
+All three speak at step 0 only, of chains of at least two layers (a single layer between two
+normalisations, or in a residual branch, need not preserve anything). They are undecided where
+the law does not apply: an optimizer that already has state, weights that are no fresh random
+draw (pretrained, zero-initialised, sparse), one-hot inputs, layers of fewer than 16 units, a
+curved activation far from unit mean square. Biases play no part, since the gain that is judged
+is measured without them.
 
 References:
     Arpit and Bengio 2019, "The Benefits of Over-parameterization at Initialization in Deep ReLU
@@ -24,6 +27,7 @@ SIGMAS: Final = 4.0
 SMALLEST_TOLERANCE: Final = 0.1
 """Smaller deviations of the log gain hurt nobody, however significant."""
 NARROWEST: Final = 16
+SHORTEST_CHAIN: Final = 2
 SPREAD_TOLERANCE: Final = 0.5
 """Wanted standard deviation of the log squared norm between initialisations."""
 
@@ -51,7 +55,7 @@ class NormPreservation(Bound):
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
         chain = model.chain(measurement.scope)
-        if step.step > 0 or not chain:
+        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
             return None
         layer = next(item for item in chain if item.name == measurement.scope)
         expected = expected_log_gain(layer, by_fan_out(chain))
@@ -78,7 +82,7 @@ class ChainNormPreservation(Bound):
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
         chain = model.chain(measurement.scope)
-        if step.step > 0 or not chain:
+        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
             return None
         names = [layer.name for layer in chain]
         upstream = chain[: names.index(measurement.scope) + 1]
@@ -108,9 +112,11 @@ class StableWidth(Bound):
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
         chain = model.chain(measurement.scope)
-        if step.step > 0 or not chain:
+        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
             return None
         because = next(filter(None, (doubt(layer, model) for layer in chain)), "")
+        if any(layer.kind.startswith("Conv") and layer.fan_in > layer.width for layer in chain):
+            because = because or "V is only an upper bound where positions share weights"
         return Interval(lower=0.0, upper=SPREAD_TOLERANCE**2, kind="law", undecided=because)
 
 

@@ -115,8 +115,7 @@ class LayerCapture:
 
     def _chained(self) -> dict[str, Link]:
         """The layers that theory has a law for, with what stands behind each."""
-        found = self._links.successors()
-        return {name: link for name, link in found.items() if name in self._gains.padding}
+        return self._links.successors(self._gains.padding.keys())
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -5,7 +5,7 @@ graph says exactly what stands between two layers, at no cost and without readin
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,16 +73,23 @@ class LinkTrace:
         """Takes the hooks off; they are not needed after the first forward."""
         self._handles.remove()
 
-    def successors(self) -> dict[str, Link]:
+    def successors(self, layers: Collection[str]) -> dict[str, Link]:
         """For each layer that feeds another one in a recognised way, what stands in between.
 
         A layer that ran several times in the forward is left out: with shared weights the
         factors of a chain are not independent, and theory is silent.
+
+        Args:
+            layers: the layers that count, at both ends of a link.
+
+        Returns:
+            The link of each layer that feeds another one.
         """
+        once = {name for name in layers if self._calls[name] == 1}
         return {
             link.origin: link
             for name, link in self.links.items()
-            if link is not None and self._calls[link.origin] == 1 and self._calls[name] == 1
+            if link is not None and name in once and link.origin in once
         }
 
     def _listen(self, module: nn.Module, see: Callable[[nn.Module, Tensor, Tensor], None]) -> None:

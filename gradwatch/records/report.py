@@ -1,6 +1,6 @@
 """What one report step said, what a run is, and the reports so far."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -10,9 +10,9 @@ from typing_extensions import override
 from gradwatch.records.advice import Recommendation
 from gradwatch.records.judgement import MODEL, Measurement, Verdict
 from gradwatch.records.model import ModelInfo
+from gradwatch.records.printing import report_text
 from gradwatch.records.step import StepInfo
 from gradwatch.serialise import from_json, to_json
-from gradwatch.table import number, text_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +74,7 @@ class Report:
 
     @override
     def __str__(self) -> str:
-        parts = [f"gradwatch at step {self.step}", _measured(self), _judged(self), _advised(self)]
-        if self.notes:
-            parts.append("Not measured:\n" + "\n".join(f"  - {note}" for note in self.notes))
-        return "\n\n".join(part for part in parts if part)
+        return report_text(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,52 +145,3 @@ class History(Sequence[Report]):
         if self._first is not None:
             yield self._first
         yield from self._newest
-
-
-def _measured(report: Report) -> str:
-    newest = {(item.metric, item.scope): item for item in report.measurements}
-    rows = [
-        [item.metric, number(item.value), item.unit]
-        for (_, scope), item in newest.items()
-        if scope == MODEL
-    ]
-    return text_table(["metric", "value", "unit"], rows) if rows else ""
-
-
-def _judged(report: Report) -> str:
-    if not report.verdicts:
-        return ""
-    counts = Counter(verdict.status for verdict in report.verdicts)
-    summary = "Verdicts: " + ", ".join(f"{count} {status}" for status, count in counts.items())
-    rows = [
-        [
-            verdict.status,
-            verdict.measurement.metric,
-            verdict.measurement.scope,
-            number(verdict.measurement.value),
-            f"{number(verdict.interval.lower)} to {number(verdict.interval.upper)}",
-            verdict.because or verdict.source,
-        ]
-        for verdict in report.verdicts
-        if verdict.status != "holds"
-    ]
-    if not rows:
-        return summary
-    header = ["verdict", "metric", "scope", "value", "expected", "because"]
-    return summary + "\n" + text_table(header, rows)
-
-
-def _advised(report: Report) -> str:
-    if not report.recommendations:
-        return "No recommendations."
-    rows = [
-        [
-            item.severity,
-            item.knob,
-            item.scope,
-            item.change,
-            item.reason,
-        ]
-        for item in report.recommendations
-    ]
-    return text_table(["severity", "knob", "scope", "change", "reason"], rows)

@@ -11,13 +11,14 @@ from gradwatch.rules.chain import severity_of_factor, span
 
 LAYER_BOUND = "NormPreservation"
 CHAIN_BOUND = "ChainNormPreservation"
+NARROWEST = 16
 
 
 class Initialisation(Rule):
     """Recommends the gain that preserves the norm, for layers whose own gain does not.
 
     It speaks of chains of at least two layers without normalisation, residual sum or pooling
-    inside, from the verdicts of step 0, and is silent wherever those are undecided. It fires for
+    inside, from the verdicts of step 0, and is silent where one of those is undecided. It fires for
     a layer outside `NormPreservation` and for a chain outside `ChainNormPreservation`. The
     weights should be multiplied by `exp(-e/2)`, where `e` is the log gain less the expected one:
     exact for ReLU and its relatives. The severity follows what is left of the signal's norm at
@@ -37,9 +38,11 @@ class Initialisation(Rule):
             layers = _verdicts(first, LAYER_BOUND, names)
             whole = _verdicts(first, CHAIN_BOUND, names)
             wrong = [verdict for verdict in layers if verdict.status == "violated"]
-            if len(chain) > 1 and wrong:
+            if _in_doubt(chain, layers):
+                continue
+            if wrong:
                 yield from _advise_layers(chain, wrong, whole)
-            elif len(chain) > 1 and whole and whole[-1].status == "violated":
+            elif whole and whole[-1].status == "violated":
                 yield _recommend(chain, whole[-1:], whole, _excess(whole[-1]) / len(chain))
 
 
@@ -49,6 +52,16 @@ def _verdicts(report: Report, bound: str, names: set[str]) -> list[Verdict]:
         for verdict in report.verdicts
         if verdict.bound == bound and verdict.measurement.scope in names
     ]
+
+
+def _in_doubt(chain: Sequence[LayerInfo], layers: Sequence[Verdict]) -> bool:
+    """Whether the law fails for a layer for another reason than that it is narrow.
+
+    A single doubtful layer means that the chain as a whole is no fresh random draw, or that a
+    curved activation is far from its fixed point; half an advice would be a wrong one.
+    """
+    wide = {layer.name for layer in chain if layer.width >= NARROWEST}
+    return any(item.status == "undecided" and item.measurement.scope in wide for item in layers)
 
 
 def _advise_layers(

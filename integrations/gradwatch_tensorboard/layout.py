@@ -29,19 +29,26 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "update_",
         "unmoved_",
         "lr_batch_ratio",
+        "batch_size",
     ),
-    "Does the signal survive depth?": ("activation_",),
+    "Does the signal survive depth?": ("activation_", "gain_"),
 }
 """How the metrics that answer each question begin; any other metric stands under `MORE`."""
 
-_OF_THE_MODEL_ONLY: Final = frozenset({LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio"})
+_OF_THE_MODEL_ONLY: Final = frozenset(
+    {LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio", "batch_size"}
+)
+_OF_LAYERS_ONLY: Final = frozenset(
+    {"activation_norm", "activation_gain", "activation_gain_cumulative", "gain_log_variance"}
+)
+"""Metrics that would leave one of the two charts empty; any other one gets both."""
 
 
 def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
     """The whole page, as `SummaryWriter.add_custom_scalars` takes it.
 
     Args:
-        run: its `metrics` get a chart each, with their bounds for those in `bounded`.
+        run: its `metrics` get a chart each, those in `bounded` with their edges.
         tags: makes the tags of the run.
         per_layer: add a chart with the curves of all parameters, layers and blocks.
 
@@ -52,7 +59,8 @@ def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
     for metric in dict.fromkeys((LEARNING_RATE, *run.metrics)):
         charts = page[_question(metric)]
         ends = ("", LOWER, UPPER) if metric in run.bounded else ("",)
-        charts[metric] = ["Multiline", [_exactly(tags.of(metric) + end) for end in ends]]
+        if metric not in _OF_LAYERS_ONLY:
+            charts[metric] = ["Multiline", [_exactly(tags.of(metric) + end) for end in ends]]
         if per_layer and metric not in _OF_THE_MODEL_ONLY:
             charts[f"{metric} per layer"] = ["Multiline", [_below(tags.group(metric))]]
     return {question: charts for question, charts in page.items() if charts}

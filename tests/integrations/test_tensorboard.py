@@ -324,7 +324,7 @@ def test_the_page_has_one_chart_a_metric_under_its_question(tmp_path: Path) -> N
             "update_ratio_max",
             "update_ratio_max per layer",
         ],
-        "Does the signal survive depth?": ["activation_gain", "activation_gain per layer"],
+        "Does the signal survive depth?": ["activation_gain per layer"],
         "More": ["mine.x", "mine.x per layer"],
     }
 

@@ -1,0 +1,380 @@
+"""The watch is a spectator: a watched training is bit-identical to one that nobody watches."""
+
+import copy
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+import gradwatch
+from gradwatch import monitors
+
+Batch = tuple[Tensor, Tensor]
+Traces = Callable[..., dict[str, Any]]
+Compare = Callable[[Any, Any], None]
+
+CLASSES = 3
+
+
+# --- What is trained ---------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """A GRU whose last state is classified, a parameter that is frozen and one never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 8, num_layers=2, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.randn(3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        states, _ = self.gru(values)
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+class Encoder(nn.Module):
+    """Two transformer blocks with dropout; the fused kernel of PyTorch may serve evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.TransformerEncoderLayer(
+            8, nhead=2, dim_feedforward=16, dropout=0.1, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(block, num_layers=2)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, values: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(values).mean(1))
+        return logits
+
+
+class Checkpointed(nn.Module):
+    """Two blocks that are run again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 12)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Dropout(0.2)) for _ in range(2)
+        )
+        self.head = nn.Linear(12, CLASSES)
+        self.reentrant = reentrant
+
+    def forward(self, values: Tensor) -> Tensor:
+        hidden = self.first(values)
+        for block in self.blocks:
+            hidden = checkpoint(block, hidden, use_reentrant=self.reentrant)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(inplace=True), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, CLASSES)
+    )
+
+
+def cnn() -> nn.Module:
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.2),
+        nn.Conv2d(4, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.1, inplace=True),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(4 * 4 * 4, CLASSES),
+    )
+    model[5].eval()  # a layer whose statistics the user has fixed
+    return model
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(
+        spectral_norm(nn.Linear(6, 16)),
+        nn.ReLU(inplace=True),
+        spectral_norm(nn.Linear(16, 8)),
+        nn.Tanh(),
+        nn.Linear(8, CLASSES),
+    )
+
+
+SHAPES: dict[str, tuple[int, ...]] = {"cnn": (5, 2, 6, 6), "gru": (5, 7, 4), "encoder": (5, 7, 8)}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "gru": Classifier,
+    "encoder": Encoder,
+    "spectral": spectral,
+    "reentrant": lambda: Checkpointed(reentrant=True),
+    "non_reentrant": lambda: Checkpointed(reentrant=False),
+}
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
+    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1),
+    "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01, fused=True),
+    "lbfgs": lambda model: torch.optim.LBFGS(
+        model.parameters(), lr=0.5, max_iter=3, line_search_fn="strong_wolfe"
+    ),
+}
+
+
+def draw(name: str) -> Batch:
+    """A batch that depends on all three random streams, so that none may be disturbed."""
+    size = SHAPES.get(name, (5, 6))
+    inputs = torch.randn(size) * (1 + 0.1 * random.random()) + 0.1 * float(np.random.rand())
+    return inputs, torch.randint(CLASSES, size[:1])
+
+
+# --- How it is trained -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    name: str
+    model: nn.Module
+    optimizer: Optimizer
+    watch: gradwatch.Watch | None
+
+    def loss(self) -> Tensor:
+        inputs, targets = draw(self.name)
+        return nn.functional.cross_entropy(self.model(inputs), targets)
+
+
+Loop = Callable[[Training, int], Iterator[Tensor]]
+
+
+def plain(training: Training, steps: int) -> Iterator[Tensor]:
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        loss.backward()
+        training.optimizer.step()
+        yield loss
+
+
+def evaluating(training: Training, steps: int) -> Iterator[Tensor]:
+    """Validation before the first step, between forward and backward, and after each step."""
+    yield evaluation(training)
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        yield evaluation(training)
+        loss.backward()
+        yield evaluation(training)
+        training.optimizer.step()
+        yield evaluation(training)
+
+
+def evaluation(training: Training) -> Tensor:
+    flags = [(module, module.training) for module in training.model.modules()]
+    training.model.eval()
+    with torch.no_grad():
+        output: Tensor = training.model(draw(training.name)[0])
+    for module, flag in flags:
+        module.training = flag
+    return output
+
+
+def accumulating(training: Training, steps: int) -> Iterator[Tensor]:
+    for _ in range(steps):
+        for _ in range(4):
+            loss = training.loss() / 4
+            loss.backward()
+            yield loss
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=False)
+
+
+def clipping(training: Training, steps: int) -> Iterator[Tensor]:
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        loss.backward()
+        yield clip_grad_norm_(training.model.parameters(), 0.1)
+        training.optimizer.step()
+        yield loss
+
+
+def clipping_by_watch(training: Training, steps: int) -> Iterator[Tensor]:
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        loss.backward()
+        if training.watch is None:
+            yield clip_grad_norm_(training.model.parameters(), 0.1)
+        else:
+            training.watch.observe(loss=loss, batch_size=5, epoch=0.5)
+            yield training.watch.clip_grad_norm_(0.1)
+        training.optimizer.step()
+        yield loss
+
+
+def closure(training: Training, steps: int) -> Iterator[Tensor]:
+    losses: list[Tensor] = []
+
+    def evaluate() -> Tensor:
+        training.optimizer.zero_grad()
+        inputs, targets = batch
+        loss = nn.functional.cross_entropy(training.model(inputs), targets)
+        loss.backward()
+        losses.append(loss)
+        return loss
+
+    for _ in range(steps):
+        batch = draw(training.name)
+        training.optimizer.step(evaluate)  # type: ignore[arg-type]  # a closure may give a tensor
+    yield from losses
+
+
+def scaling(training: Training, steps: int) -> Iterator[Tensor]:
+    """Loss scaling whose first scales overflow, so that steps are skipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
+    for step in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        scaler.scale(loss).backward()
+        if step % 2:
+            scaler.unscale_(training.optimizer)
+            clip_grad_norm_(training.model.parameters(), 0.5)
+        scaler.step(training.optimizer)
+        scaler.update()
+        yield loss
+        yield torch.tensor(scaler.get_scale())
+
+
+def penalising(training: Training, steps: int) -> Iterator[Tensor]:
+    """A gradient penalty, by double backward."""
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        loss = training.loss()
+        parameters = [item for item in training.model.parameters() if item.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        penalty = torch.stack([item.square().sum() for item in gradients if item is not None])
+        whole = loss + 0.01 * penalty.sum()
+        whole.backward()
+        training.optimizer.step()
+        yield whole
+
+
+LOOPS: dict[str, Loop] = {
+    "plain": plain,
+    "evaluating": evaluating,
+    "accumulating": accumulating,
+    "clipping": clipping,
+    "clipping_by_watch": clipping_by_watch,
+    "closure": closure,
+    "scaling": scaling,
+    "penalising": penalising,
+}
+
+
+def every_monitor() -> list[gradwatch.Monitor]:
+    return [getattr(monitors, name)() for name in monitors.__all__]
+
+
+def full_watch(
+    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], **options: Any
+) -> gradwatch.Watch:
+    """A watch that does all it can, on every step, and hides no error of its own."""
+    settings: dict[str, Any] = {
+        "monitors": every_monitor(),
+        "every_n_steps": 1,
+        "log_every_n_steps": 5,
+        "track_loss": True,
+        "track_clipping": True,
+        "on_error": "raise",
+    }
+    return gradwatch.watch(model, optimizer, **settings | options)
+
+
+Run = Callable[..., tuple[dict[str, Any], list[gradwatch.Report]]]
+
+
+@pytest.fixture(scope="module")
+def baselines() -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    return {}
+
+
+@pytest.fixture
+def run(training_state: Traces, tmp_path: Path) -> Run:
+    """Train, watched or not; gives the end state with all losses, and the reports."""
+
+    def train(
+        name: str, optimizer: str, loop: str, steps: int, *, watched: bool
+    ) -> tuple[dict[str, Any], list[gradwatch.Report]]:
+        torch.manual_seed(0)
+        random.seed(1)
+        np.random.seed(2)
+        model = MODELS[name]()
+        chosen = OPTIMIZERS[optimizer](model)
+        told = gradwatch.MemorySink()
+        watch = full_watch(model, chosen, logdir=tmp_path, sinks=[told]) if watched else None
+        training = Training(name, model, chosen, watch)
+        values = [item.detach().clone() for item in LOOPS[loop](training, steps)]
+        if watch is not None:
+            watch.close()
+            assert not watch.failures
+        return {"losses": values, **training_state(model, chosen)}, told.reports
+
+    return train
+
+
+GRID = [
+    *[
+        (name, optimizer, "plain", 50)
+        for name in ("mlp", "cnn", "gru", "encoder")
+        for optimizer in ("sgd", "adam", "adamw")
+    ],
+    *[(name, "sgd", "plain", 12) for name in ("spectral", "reentrant", "non_reentrant")],
+    *[(name, "adam", "evaluating", 6) for name in ("cnn", "gru", "encoder", "spectral")],
+    ("cnn", "adamw", "accumulating", 12),
+    ("encoder", "sgd", "clipping", 12),
+    ("gru", "adam", "clipping_by_watch", 12),
+    ("mlp", "sgd", "closure", 12),
+    ("mlp", "lbfgs", "closure", 8),
+    ("mlp", "sgd", "scaling", 12),
+    ("cnn", "fused", "scaling", 12),
+    ("mlp", "adam", "penalising", 12),
+    ("non_reentrant", "adam", "accumulating", 6),
+    ("reentrant", "adam", "clipping", 6),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "loop", "steps"), GRID, ids=["-".join(map(str, row)) for row in GRID]
+)
+def test_a_watched_training_is_bit_identical(
+    name: str, optimizer: str, loop: str, steps: int, run: Run, assert_identical: Compare
+) -> None:
+    alone, _ = run(name, optimizer, loop, steps, watched=False)
+    watched, reports = run(name, optimizer, loop, steps, watched=True)
+    assert_identical(alone, watched)
+    # The promise is empty unless the watch did look: at this step, at those parameters.
+    assert len(reports) >= steps // 5 - 2
+    assert all(report.value("gradient_norm_used") is not None for report in reports[1:])
+    assert reports[-1].value("activation_norm", list_of_layers(reports)[-1]) is not None
+
+
+def list_of_layers(reports: Sequence[gradwatch.Report]) -> list[str]:
+    found = [item for report in reports for item in report.measurements]
+    return [item.scope for item in found if item.metric == "activation_norm"]
