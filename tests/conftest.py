@@ -151,6 +151,15 @@ def escape(cell: str) -> str:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny operations are faster on one thread, much so where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def hooks_on() -> Callable[..., dict[str, list[str]]]:
     """The hooks on a model, on optimizers and in torch itself: `hooks_on(model, *optimizers)`."""
     return collect_hooks

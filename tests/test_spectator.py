@@ -1,6 +1,7 @@
 """The watch is a spectator: a watched training is bit-identical to one that nobody watches."""
 
 import copy
+import itertools
 import pickle
 import random
 import subprocess
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import gradwatch
@@ -25,6 +27,8 @@ from gradwatch import monitors
 Batch = tuple[Tensor, Tensor]
 Traces = Callable[..., dict[str, Any]]
 Compare = Callable[[Any, Any], None]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 3
 
@@ -247,19 +251,23 @@ def closure(training: Training, steps: int) -> Iterator[Tensor]:
 
 
 def scaling(training: Training, steps: int) -> Iterator[Tensor]:
-    """Loss scaling whose first scales overflow, so that steps are skipped."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
+    """Loss scaling that overflows now and then, so that some steps are skipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
+    scales = [scaler.get_scale()]
     for step in range(steps):
         training.optimizer.zero_grad()
-        loss = training.loss()
+        loss = 8 * training.loss()
         scaler.scale(loss).backward()
         if step % 2:
             scaler.unscale_(training.optimizer)
             clip_grad_norm_(training.model.parameters(), 0.5)
         scaler.step(training.optimizer)
         scaler.update()
+        scales.append(scaler.get_scale())
         yield loss
-        yield torch.tensor(scaler.get_scale())
+    skipped = sum(new < old for old, new in itertools.pairwise(scales))
+    assert 0 < skipped < steps
+    yield torch.tensor(scales)
 
 
 def penalising(training: Training, steps: int) -> Iterator[Tensor]:
@@ -378,3 +386,245 @@ def test_a_watched_training_is_bit_identical(
 def list_of_layers(reports: Sequence[gradwatch.Report]) -> list[str]:
     found = [item for report in reports for item in report.measurements]
     return [item.scope for item in found if item.metric == "activation_norm"]
+
+
+def test_every_moment_of_the_grid_was_watched(run: Run) -> None:
+    """The comparison above is empty if the watch did not look."""
+    _, reports = run("mlp", "sgd", "plain", 11, watched=True)
+    assert [report.step for report in reports] == [0, 5, 10]
+    assert [step.step for report in reports for step in report.steps] == list(range(11))
+    measured = {item.metric for report in reports for item in report.measurements}
+    offered = {metric for monitor in every_monitor() for metric in monitor.metrics}
+    assert measured == offered
+
+
+# --- Nothing stays behind ----------------------------------------------------------------------
+
+
+def train_steps(model: nn.Module, optimizer: Optimizer, name: str, steps: int = 3) -> list[Tensor]:
+    return list(plain(Training(name, model, optimizer, None), steps))
+
+
+def made(name: str) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    return model, OPTIMIZERS["adam"](model)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 7])
+@pytest.mark.parametrize("name", MODELS)
+def test_close_leaves_no_trace(name: str, steps: int, traces_on: Traces) -> None:
+    model, optimizer = made(name)
+    before = traces_on(model, optimizer)
+    watch = full_watch(model, optimizer)
+    train_steps(model, optimizer, name, steps)
+    watch.close()
+    assert traces_on(model, optimizer) == before
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_written_onto_the_users_objects(name: str, traces_on: Traces) -> None:
+    model, optimizer = made(name)
+    before, keys = traces_on(model, optimizer), list(model.state_dict())
+    watch = full_watch(model, optimizer)
+    for _ in range(3):
+        during = traces_on(model, optimizer)
+        assert during["attributes"] == before["attributes"]
+        assert during["classes"] == before["classes"]
+        assert list(model.state_dict()) == keys
+        assert optimizer.state_dict().keys() == {"state", "param_groups"}
+        train_steps(model, optimizer, name, 1)
+    watch.close()
+
+
+def test_hooks_are_where_they_belong_while_it_watches(hooks_on: Traces) -> None:
+    """Otherwise the two tests above would pass with a watch that does nothing."""
+    model, optimizer = made("cnn")
+    watch = full_watch(model, optimizer)
+    owners = {place.rpartition(".")[0] for place in hooks_on(model, optimizer)}
+    assert {"module (root)", "optimizer 0"} <= owners
+    assert not {place for place in owners if place.startswith(("parameter", "every"))}
+    assert watch.step == 0
+    watch.close()
+
+
+def test_hooks_of_the_user_stay(hooks_on: Traces) -> None:
+    model, optimizer = made("mlp")
+    called: list[str] = []
+    model[0].register_forward_hook(lambda *_: called.append("module"))  # type: ignore[index]
+    optimizer.register_step_post_hook(lambda *_: called.append("optimizer"))
+    before = hooks_on(model, optimizer)
+    with full_watch(model, optimizer):
+        train_steps(model, optimizer, "mlp", 2)
+    assert hooks_on(model, optimizer) == before
+    assert called == ["module", "optimizer"] * 2
+
+
+def test_evaluation_uses_the_kernels_that_it_would_use_unwatched() -> None:
+    """A hook on a layer would make the transformer leave its fused kernel."""
+    kernels = []
+    for watched in (False, True):
+        model, optimizer = made("encoder")
+        watch = full_watch(model, optimizer) if watched else None
+        used: list[str] = []
+        for steps in (0, 1, 1):
+            train_steps(model, optimizer, "encoder", steps)
+            with Operators() as counter:
+                evaluation(Training("encoder", model, optimizer, watch))
+            used += counter.names
+        kernels.append(used)
+        if watch is not None:
+            watch.close()
+    assert any("transformer_encoder_layer" in name for name in kernels[0])
+    assert kernels[0] == kernels[1]
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation there
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+# --- Copies ------------------------------------------------------------------------------------
+
+
+def by_deepcopy(model: nn.Module, folder: Path) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def by_pickle(model: nn.Module, folder: Path) -> nn.Module:
+    loaded: nn.Module = pickle.loads(pickle.dumps(model))
+    return loaded
+
+
+def by_file(model: nn.Module, folder: Path) -> nn.Module:
+    torch.save(model, folder / "model.pt")
+    loaded: nn.Module = torch.load(folder / "model.pt", weights_only=False)
+    return loaded
+
+
+def by_averaging(model: nn.Module, folder: Path) -> nn.Module:
+    averaged: nn.Module = torch.optim.swa_utils.AveragedModel(model).module
+    return averaged
+
+
+def twice(model: nn.Module, folder: Path) -> nn.Module:
+    return by_pickle(by_deepcopy(by_file(model, folder), folder), folder)
+
+
+@pytest.mark.parametrize("copied", [by_deepcopy, by_pickle, by_file, by_averaging, twice])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "encoder"])
+def test_a_copy_is_silent_and_trains(
+    name: str,
+    copied: Callable[[nn.Module, Path], nn.Module],
+    tmp_path: Path,
+    assert_identical: Compare,
+) -> None:
+    told = gradwatch.MemorySink()
+    model, optimizer = made(name)
+    watch = full_watch(model, optimizer, sinks=[told], log_every_n_steps=1, track_loss=False)
+    train_steps(model, optimizer, name, 2)
+
+    twin = copied(model, tmp_path)
+    assert_identical(model.state_dict(), twin.state_dict())
+    loss = Training(name, model, optimizer, watch).loss()  # the copy trains in the midst of a step
+    before = {key: value.clone() for key, value in twin.state_dict().items()}
+    losses = train_steps(twin, OPTIMIZERS["sgd"](twin), name, 5)
+    assert all(torch.isfinite(item) for item in losses)
+    assert any(not torch.equal(before[key], value) for key, value in twin.state_dict().items())
+    loss.backward()
+    optimizer.step()
+    watch.close()
+
+    assert watch.step == 3
+    assert [report.info.batch_size for report in told.reports] == [5, 5, 5]
+
+
+class Copying(nn.Module):
+    """Copies a part of itself in each forward, when all hooks are on, and runs the copy."""
+
+    def __init__(self, copied: Callable[[nn.Module, Path], nn.Module], folder: Path) -> None:
+        super().__init__()
+        self.inner = mlp()
+        self.copied = copied
+        self.folder = folder
+
+    def forward(self, values: Tensor) -> Tensor:
+        twin = self.copied(self.inner, self.folder)
+        output: Tensor = self.inner(values)
+        twin(torch.full((9, 6), 1e6)).sum().backward()
+        return output
+
+
+@pytest.mark.parametrize("copied", [by_deepcopy, by_pickle, by_file, twice])
+def test_a_copy_made_in_the_midst_of_a_forward_is_silent(
+    copied: Callable[[nn.Module, Path], nn.Module], tmp_path: Path
+) -> None:
+    model = Copying(copied, tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = gradwatch.MemorySink()
+    with full_watch(model, optimizer, sinks=[told], track_loss=False):
+        model(torch.randn(5, 6)).square().sum().backward()
+        optimizer.step()
+    norms = [item.value for item in told.reports[0].measurements if item.metric[:4] == "acti"]
+    assert len(norms) > 3
+    assert max(norms) < 100
+    assert told.reports[0].info.batch_size == 5
+
+
+@pytest.mark.parametrize(
+    "load", ["torch.load(path, weights_only=False)", "pickle.load(path.open('rb'))"]
+)
+def test_a_saved_model_loads_where_gradwatch_is_not_installed(load: str, tmp_path: Path) -> None:
+    model, optimizer = made("mlp")
+    watch = full_watch(model, optimizer)
+    train_steps(model, optimizer, "mlp", 1)
+    path = tmp_path / "model.pt"
+    if load.startswith("torch"):
+        torch.save(model, path)
+    else:
+        path.write_bytes(pickle.dumps(model))
+    watch.close()
+    script = f"""
+import pathlib, pickle, sys
+sys.modules["gradwatch"] = None  # every import of it fails
+import torch
+path = pathlib.Path({str(path)!r})
+model = {load}
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(2):
+    model(torch.ones(4, 6)).sum().backward()
+    optimizer.step()
+assert not any("gradwatch" in name for name in sys.modules if name != "gradwatch")
+print("trained")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("trained\n", "")
+
+
+def test_a_copy_of_the_optimizer_is_silent() -> None:
+    model, optimizer = made("mlp")
+    watch = full_watch(model, optimizer)
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        twin.step()
+    assert watch.step == 0
+    watch.close()
+
+
+def test_checkpoints_of_a_watched_training_load_into_a_plain_one(assert_identical: Compare) -> None:
+    model, optimizer = made("cnn")
+    with full_watch(model, optimizer):
+        train_steps(model, optimizer, "cnn", 3)
+        state, optimizer_state = model.state_dict(), optimizer.state_dict()
+    plain_model, plain_optimizer = made("cnn")
+    assert plain_model.load_state_dict(state, strict=True)
+    plain_optimizer.load_state_dict(optimizer_state)
+    assert_identical(plain_model.state_dict(), state)

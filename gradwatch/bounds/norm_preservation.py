@@ -4,8 +4,8 @@ All three speak at step 0 only, of chains of at least two layers (a single layer
 normalisations, or in a residual branch, need not preserve anything). They are undecided where
 the law does not apply: an optimizer that already has state, weights that are no fresh random
 draw (pretrained, zero-initialised, sparse), one-hot inputs, layers of fewer than 16 units, a
-curved activation far from unit mean square. Biases play no part, since the gain that is judged
-is measured without them.
+curved activation far from the pre-activation of unit variance, its only fixed point. Biases play
+no part, since the gain that is judged is measured without them.
 
 References:
     Arpit and Bengio 2019, "The Benefits of Over-parameterization at Initialization in Deep ReLU
@@ -34,6 +34,7 @@ SPREAD_TOLERANCE: Final = 0.5
 _KURTOSIS: Final = (1.5, 3.6)
 """Uniform weights have 1.8, normal ones 3; trained, sparse or constant ones lie outside."""
 _UNIT_RANGE: Final = (0.5, 2.0)
+"""Pre-activation variances at which a curved activation is near its fixed point."""
 
 
 class NormPreservation(Bound):
@@ -136,8 +137,21 @@ def expected_log_gain(layer: LayerInfo, fan_out: bool) -> float:
     arriving = layer.input_mean_square
     if law.homogeneous or not arriving or not math.isfinite(arriving):
         return math.log(layer.padding_factor) + convention
-    power = arriving * layer.padding_factor / law.second_moment
-    return math.log(activation_second_moment(law.name, power) / arriving) + convention
+    leaving = activation_second_moment(law.name, preserved_variance(layer))
+    return math.log(leaving / arriving) + convention
+
+
+def preserved_variance(layer: LayerInfo) -> float:
+    """Variance of the pre-activation that norm-preserving weights would give, `q/E phi(z)²`.
+
+    Args:
+        layer: a layer of a chain, with its weight facts.
+
+    Returns:
+        1 at the fixed point, where the input has the mean square `E phi(z)²`.
+    """
+    law = activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
+    return (layer.input_mean_square or 0.0) * layer.padding_factor / law.second_moment
 
 
 def by_fan_out(chain: tuple[LayerInfo, ...]) -> bool:
@@ -174,8 +188,8 @@ def doubt(layer: LayerInfo, model: ModelInfo) -> str:
         return f"the weights of {layer.name} are no fresh random draw (trained or special)"
     law = activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
     low, high = _UNIT_RANGE
-    if not law.homogeneous and not low <= (layer.input_mean_square or 0.0) <= high:
-        return f"{law.name} has a law near unit mean square only; {layer.name} is far from it"
+    if not law.homogeneous and not low <= preserved_variance(layer) <= high:
+        return f"{law.name} keeps norms near unit variance only; {layer.name} is far from it"
     return ""
 
 

@@ -1,0 +1,94 @@
+"""What the demo says at its end, worked out from the numbers."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from gradwatch import Report
+from gradwatch_demo.training import Outcome
+
+SIGNIFICANCE = 2.0
+"""Standard errors that the two accuracies must differ by."""
+
+
+def followed(factors: Mapping[str, float]) -> str:
+    """What was done to the weights.
+
+    Args:
+        factors: of each layer.
+
+    Returns:
+        Half a sentence.
+
+    Example:
+        >>> followed({"hidden1": 2.44, "hidden2": 2.44})
+        'with the advice followed: the weights of hidden1, hidden2 multiplied by 2.44'
+    """
+    layers: dict[str, list[str]] = {}
+    for name, factor in factors.items():
+        layers.setdefault(f"{factor:.3g}", []).append(name)
+    done = [f"the weights of {_listed(names)} multiplied by {by}" for by, names in layers.items()]
+    return "with the advice followed: " + (", ".join(done) or "nothing to change")
+
+
+def comparison(first: Outcome, second: Outcome, *, images: int) -> str:
+    """Both results side by side, and what follows from them.
+
+    Args:
+        first: of the training as it was.
+        second: of the training with the advice followed.
+        images: on how many the accuracies were measured.
+
+    Returns:
+        Several lines, without a newline at the end.
+    """
+    rows = [
+        f"  {name:<8}  {outcome.accuracy:>13.1%}  {_found(outcome.summary)}"
+        for name, outcome in (("as is", first), ("advised", second))
+    ]
+    header = f"  {'run':<8}  {'test accuracy':>13}  verdicts; recommendations"
+    sentence = verdict(first.accuracy, second.accuracy, images=images)
+    return "\n".join([header, *rows, "", sentence])
+
+
+def verdict(before: float, after: float, *, images: int) -> str:
+    """Whether the advice helped, in one sentence.
+
+    Args:
+        before: test accuracy without it.
+        after: test accuracy with it.
+        images: on how many both were measured.
+
+    Returns:
+        The sentence.
+
+    Example:
+        >>> verdict(0.5, 0.51, images=100)
+        'Following the advice made no difference that 100 test images could show.'
+    """
+    error = math.sqrt((before * (1 - before) + after * (1 - after)) / images)
+    change = f"from {before:.1%} to {after:.1%} of {images} images; nothing else differed."
+    if after - before > SIGNIFICANCE * error:
+        return f"Following the advice raised the test accuracy {change}"
+    if before - after > SIGNIFICANCE * error:
+        return f"Following the advice did not help, it lowered the test accuracy {change}"
+    return f"Following the advice made no difference that {images} test images could show."
+
+
+def command(folder: Path) -> str:
+    """The command that opens the TensorBoard page of the runs in a folder."""
+    return shlex.join(["tensorboard", "--logdir", str(folder)])
+
+
+def _found(report: Report) -> str:
+    counts = Counter(item.status for item in report.verdicts)
+    verdicts = ", ".join(f"{n} {name.replace('holds', 'hold')}" for name, n in sorted(counts.items()))
+    knobs = [f"{item.knob} ({item.severity})" for item in report.recommendations]
+    return f"{verdicts or 'none'}; {', '.join(knobs) or 'none'}"
+
+
+def _listed(names: list[str]) -> str:
+    few = 3
+    return ", ".join(names) if len(names) <= few else f"{names[0]} to {names[-1]}"

@@ -1,0 +1,112 @@
+"""One watched training: the loop that a reader of the README would write."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradwatch
+from gradwatch import ModelInfo, Report
+from gradwatch_demo.data import Digits
+from gradwatch_demo.progress import ProgressSink, progress
+
+BATCH_SIZE = 64
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both trainings of the demo have in common.
+
+    Attributes:
+        steps: how many optimizer steps.
+        seed: of the order of the data.
+    """
+
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out of a training.
+
+    Attributes:
+        accuracy: share of the test images that are classified correctly.
+        summary: what the watch has to say at the end.
+        known: what it knows about the model.
+    """
+
+    accuracy: float
+    summary: Report
+    known: ModelInfo
+
+
+def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) -> Outcome:
+    """Trains a classifier by SGD with momentum, watched.
+
+    Args:
+        model: the classifier, on the device of the data.
+        digits: the data.
+        settings: length and order.
+        logdir: folder for the record of the run and its TensorBoard files.
+
+    Returns:
+        What came out of it.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    batches = digits.batches(steps=settings.steps, size=BATCH_SIZE, seed=settings.seed)
+    with (
+        progress(batches, total=settings.steps, title=logdir.name) as bar,
+        gradwatch.watch(
+            model,
+            optimizer,
+            logdir=logdir,
+            track_loss=True,
+            track_clipping=True,
+            sinks=[ProgressSink(bar)],
+        ) as watch,
+    ):
+        for images, labels in bar:
+            loss = functional.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return Outcome(accuracy(model, digits), watch.summary(), watch.model_info)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, digits: Digits) -> float:
+    """Share of the test images that a model classifies correctly.
+
+    Args:
+        model: the classifier.
+        digits: the data.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    model.eval()
+    guesses = model(digits.test_images).argmax(dim=1)
+    model.train()
+    return (guesses == digits.test_labels).float().mean().item()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one CPU thread inside: layers this small lose more by sharing than they gain.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
