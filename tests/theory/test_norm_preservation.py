@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwatch.theory import norm_preservation as theory
+from gradwatch.theory.norm_preservation import depth_bound
 
 EXACT = 1e-12
 NAMES = ("relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "elu", "identity")
@@ -95,6 +96,15 @@ def test_martingale_width(
     epsilon: float, depth: int, samples: int, delta: float, width: int
 ) -> None:
     assert theory.martingale_width(epsilon, depth, samples, delta) == pytest.approx(width, abs=1)
+
+
+def test_martingale_width_starts_at_the_smallest_layer_with_a_lower_tail() -> None:
+    failures = [
+        theory.upper_tail_bound([m], 1.99) + theory.lower_tail_bound([m], 0.01) for m in (4, 5)
+    ]
+    assert failures[0] > 0.9 > failures[1]
+    assert theory.martingale_width(0.99, 1, 1, 0.9) == 5
+    assert theory.martingale_width(0.99, 1, 1, (failures[0] + 1) / 2) == 4
 
 
 def test_martingale_width_is_the_normal_width_up_to_a_quarter_and_far_below_the_union_width() -> (
@@ -364,7 +374,7 @@ def test_padding_factor_by_counting() -> None:
         if dilation * (kernel - 1) < size + 2 * padding:
             found = theory.padding_factor(size, kernel, padding, stride, dilation)
             assert found == pytest.approx(count_taps(size, kernel, padding, stride, dilation))
-    for size in (2, 8, 224):
+    for size in (2, 3, 8, 225):
         expected = (3 * size - 2) / (3 * size)
         assert theory.padding_factor(size, 3, 1) == pytest.approx(expected, rel=EXACT)
 
@@ -507,9 +517,13 @@ def test_martingale_width_suffices_and_is_below_the_union_width(
     epsilon: float, depth: int, samples: int, delta: float
 ) -> None:
     width = theory.martingale_width(epsilon, depth, samples, delta)
-    upper = theory.upper_tail_bound([width] * depth, 1 + epsilon)
-    lower = theory.lower_tail_bound([width] * depth, 1 - epsilon)
-    assert samples * (upper + lower) <= delta * (1 + 1e-9)
+
+    def failure(units: int) -> float:
+        upper = theory.upper_tail_bound([units] * depth, 1 + epsilon)
+        return samples * (upper + theory.lower_tail_bound([units] * depth, 1 - epsilon))
+
+    assert failure(width) <= delta * (1 + 1e-9)
+    assert failure(width - 1) >= delta * (1 - 1e-9)
     assert width <= max(4, theory.union_width(epsilon, depth, samples, delta))
 
 
@@ -672,7 +686,7 @@ def test_lower_tail_refuses_a_conditional_moment_below_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No width reaches this case; a wrong moment must still not pass as a bound."""
-    monkeypatch.setattr(theory, "_log_moment", lambda *_: lambda _: -0.6)
+    monkeypatch.setattr(depth_bound, "_log_moment", lambda *_: lambda _: -0.6)
     with pytest.raises(ValueError, match=r"widths must give .* use wider layers"):
         theory.lower_tail_bound([64], 0.5)
 
