@@ -13,6 +13,9 @@ SIGNIFICANCE = 2.0
 """Standard errors that the two accuracies must differ by."""
 
 
+PLURAL = {"holds": "hold", "violated": "violated", "vacuous": "vacuous", "undecided": "undecided"}
+
+
 def followed(factors: Mapping[str, float]) -> str:
     """What was done to the weights.
 
@@ -84,7 +87,7 @@ def command(folder: Path) -> str:
 
 def _found(report: Report) -> str:
     counts = Counter(item.status for item in report.verdicts)
-    verdicts = ", ".join(f"{n} {name.replace('holds', 'hold')}" for name, n in sorted(counts.items()))
+    verdicts = ", ".join(f"{count} {PLURAL[status]}" for status, count in sorted(counts.items()))
     knobs = [f"{item.knob} ({item.severity})" for item in report.recommendations]
     return f"{verdicts or 'none'}; {', '.join(knobs) or 'none'}"
 

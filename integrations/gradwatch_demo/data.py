@@ -33,16 +33,18 @@ class Digits:
 
         Args:
             steps: how many batches.
-            size: images in a batch; the last one of an epoch may be smaller.
+            size: images in a batch; what is left over at the end of an epoch is not used in it.
             seed: of the order, which nothing else influences.
 
         Yields:
             Images and labels.
         """
         generator = torch.Generator().manual_seed(seed)
+        count = len(self.train_images)
+        whole = count // size * size
         left = steps
         while left > 0:
-            order = torch.randperm(len(self.train_images), generator=generator)
+            order = torch.randperm(count, generator=generator)[:whole]
             for index in order.split(size)[:left]:
                 yield self.train_images[index], self.train_labels[index]
                 left -= 1

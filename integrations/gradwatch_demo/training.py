@@ -94,7 +94,8 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
     model.eval()
     guesses = model(digits.test_images).argmax(dim=1)
     model.train()
-    return (guesses == digits.test_labels).float().mean().item()
+    share: float = (guesses == digits.test_labels).float().mean().item()
+    return share
 
 
 @contextmanager
