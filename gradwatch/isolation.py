@@ -35,6 +35,11 @@ class Isolation:
         self.on_error = on_error
         self.failures: dict[str, str] = {}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each part that is off."""
+        return tuple(f"{part} is off: {what}" for part, what in self.failures.items())
+
     def run(
         self, part: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:

@@ -1,6 +1,8 @@
 """From samples to reports: read, fetch once, judge, advise, tell."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +75,7 @@ class Pipeline:
         self._parts = parts
         self._selection = selection
         self._isolation = isolation
+        self._names = _names(parts)
         self._pending: list[_Pending] = []
         self._opened = False
 
@@ -89,7 +92,7 @@ class Pipeline:
         """
         pending = _Pending(sample)
         for monitor in self._parts.monitors:
-            readings = self._isolation.run(name_of("monitor", monitor), _read, monitor, sample)
+            readings = self._isolation.run(self._names[id(monitor)], _read, monitor, sample)
             pending.readings.extend(readings or ())
         self._pending.append(pending)
 
@@ -122,14 +125,16 @@ class Pipeline:
             for reading in item.readings:
                 fetched = [number for _ in reading.tensors() for number in next(numbers)]
                 measurements += self._kept(reading.measurements(step.step, fetched), step)
-        report = self._judged(steps, tuple(measurements), self._notes(pending))
+        report = self._judged(steps, tuple(measurements), pending)
         self._tell(replace(run, model=self.history.model), report)
         return report
 
     def close(self) -> None:
         """Closes every sink, whatever has happened to it."""
-        for sink in self._parts.sinks:
-            self._isolation.run(name_of("closing of sink", sink), sink.close)
+        with ExitStack() as all_of_them:
+            for sink in reversed(self._parts.sinks):
+                name = f"closing of {self._names[id(sink)]}"
+                all_of_them.callback(self._isolation.run, name, sink.close)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the first report, since when advice stands, monitors."""
@@ -137,28 +142,33 @@ class Pipeline:
             "first_report": self.history[0].to_dict() if self.history else None,
             "first_seen": [[knob, scope, step] for (knob, scope), step in self.first_seen.items()],
             "monitors": {
-                type(monitor).__name__: self._isolation.run(
-                    name_of("monitor", monitor), monitor.state_dict
-                )
-                or {}
+                name: self._isolation.run(name, monitor.state_dict) or {}
                 for monitor in self._parts.monitors
+                if (name := self._names[id(monitor)])
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` returned.
+    def load_state_dict(self, state: Mapping[str, Any], model: ModelInfo) -> None:
+        """Takes back what `state_dict` returned; a damaged state changes nothing.
 
         Args:
             state: of a watch with the same monitors; others are left as they are.
+            model: the facts about the model at that time.
+
+        Raises:
+            KeyError: if something is missing from the state.
         """
+        history = History(model)
         if state["first_report"] is not None:
-            self.history = History(self.history.model)
-            self.history.append(Report.from_dict(state["first_report"]))
-        self.first_seen = {(knob, scope): step for knob, scope, step in state["first_seen"]}
+            history.append(Report.from_dict(state["first_report"]))
+        first_seen = {(knob, scope): step for knob, scope, step in state["first_seen"]}
+        monitors = dict(state["monitors"])
+        self.history, self.first_seen = history, first_seen
         for monitor in self._parts.monitors:
-            saved = state["monitors"].get(type(monitor).__name__)
+            name = self._names[id(monitor)]
+            saved = monitors.get(name)
             if saved:
-                self._isolation.run(name_of("monitor", monitor), monitor.load_state_dict, saved)
+                self._isolation.run(name, monitor.load_state_dict, saved)
 
     def _kept(self, measurements: Iterable[Measurement], step: StepInfo) -> list[Measurement]:
         """What is wanted; a step that the loss scaler skipped has no gradient to speak of."""
@@ -166,24 +176,27 @@ class Pipeline:
             item
             for item in measurements
             if self._selection.keeps(item.metric, item.scope)
-            and not (step.skipped and item.metric.startswith(("gradient_", "update_", "unmoved_")))
+            and not (
+                step.skipped
+                and item.metric.startswith(("gradient_", "clip_", "update_", "unmoved_"))
+            )
         ]
 
     def _judged(
         self,
         steps: tuple[StepInfo, ...],
         measurements: tuple[Measurement, ...],
-        notes: tuple[str, ...],
+        pending: Sequence[_Pending],
     ) -> Report:
         report = Report(
             step=steps[-1].step,
             steps=steps,
             measurements=measurements,
             verdicts=tuple(self._verdicts(steps, measurements)),
-            notes=notes,
         )
         self.history.append(report)
-        report = replace(report, recommendations=self._advice(report.step))
+        advice = self._advice(report.step)
+        report = replace(report, recommendations=advice, notes=self._notes(pending))
         self.history.replace_newest(report)
         return report
 
@@ -196,7 +209,7 @@ class Pipeline:
         for bound in self._parts.bounds:
             concerned = [item for item in newest.values() if item.metric == bound.metric]
             judged = self._isolation.run(
-                name_of("bound", bound), _judge, bound, concerned, by_step, self.history.model
+                self._names[id(bound)], _judge, bound, concerned, by_step, self.history.model
             )
             verdicts += judged or ()
         return verdicts
@@ -204,7 +217,7 @@ class Pipeline:
     def _advice(self, step: int) -> tuple[Recommendation, ...]:
         advice: list[Recommendation] = []
         for rule in self._parts.rules:
-            given = self._isolation.run(name_of("rule", rule), _advise, rule, self.history)
+            given = self._isolation.run(self._names[id(rule)], _advise, rule, self.history)
             advice += given or ()
         dated = [
             replace(item, since_step=self.first_seen.setdefault((item.knob, item.scope), step))
@@ -216,21 +229,33 @@ class Pipeline:
 
     def _notes(self, pending: Sequence[_Pending]) -> tuple[str, ...]:
         notes = [note for item in pending for note in item.sample.view.notes]
-        failed = [f"{part} is off: {what}" for part, what in self._isolation.failures.items()]
-        return tuple(dict.fromkeys([*notes, *failed]))
+        return tuple(dict.fromkeys([*notes, *self._isolation.notes]))
 
     def _tell(self, run: RunInfo, report: Report) -> None:
         for sink in self._parts.sinks:
-            name = name_of("sink", sink)
+            name = self._names[id(sink)]
             if not self._opened:
                 self._isolation.run(name, sink.open, run)
             self._isolation.run(name, sink.write, report)
         self._opened = True
 
 
-def name_of(role: str, part: object) -> str:
-    """How a part is called in messages, as in "monitor GradientNorm"."""
-    return f"{role} {type(part).__name__}"
+def _names(parts: Parts) -> dict[int, str]:
+    """How each part is called in messages: "sink MemorySink", the next one "sink MemorySink 2"."""
+    roles: dict[str, Sequence[object]] = {
+        "monitor": parts.monitors,
+        "bound": parts.bounds,
+        "rule": parts.rules,
+        "sink": parts.sinks,
+    }
+    counts: Counter[str] = Counter()
+    names: dict[int, str] = {}
+    for role, group in roles.items():
+        for part in group:
+            name = f"{role} {type(part).__name__}"
+            counts[name] += 1
+            names[id(part)] = name if counts[name] == 1 else f"{name} {counts[name]}"
+    return names
 
 
 def _read(monitor: Monitor, sample: Sample) -> list[Reading]:
@@ -246,7 +271,11 @@ def _read(monitor: Monitor, sample: Sample) -> list[Reading]:
 
 
 def _advise(rule: Rule, history: History) -> list[Recommendation]:
-    return list(rule.advise(history))
+    advice = list(rule.advise(history))
+    for item in advice:
+        if not isinstance(item, Recommendation):
+            raise TypeError(f"{type(rule).__name__}.advise must give Recommendations, got {item!r}")
+    return advice
 
 
 def _judge(

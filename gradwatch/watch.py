@@ -3,12 +3,12 @@
 import atexit
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,7 +78,7 @@ class Watch:
         bounds: Iterable[Bound] | None = None,
         rules: Iterable[Rule] | None = None,
         sinks: Iterable[Sink] = (),
-        every_n_steps: int = 10,
+        every_n_steps: int = 50,
         log_every_n_steps: int = 50,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
@@ -179,7 +179,9 @@ class Watch:
         Returns:
             A report; `print` shows it as a table.
         """
-        return self._standing.summary()
+        report = self._standing.summary()
+        notes = dict.fromkeys([*report.notes, *self._isolation.notes])
+        return replace(report, notes=tuple(notes))
 
     def observe(
         self,
@@ -200,15 +202,10 @@ class Watch:
 
         Raises:
             ClosedError: if the watch is closed.
+            ConfigError: if an argument is no number.
         """
         self._check_open("observe")
-        told = self._session.told
-        told.epoch = epoch if epoch is not None else told.epoch
-        if self._session.sampling:
-            told.batch_size = batch_size if batch_size is not None else told.batch_size
-            if loss is not None:
-                told.loss = torch.as_tensor(loss).detach().clone()
-            self._session.observe_gradients()
+        self._session.observe(loss=loss, batch_size=batch_size, epoch=epoch)
 
     def clip_grad_norm_(
         self,
@@ -258,7 +255,8 @@ class Watch:
 
         Raises:
             ClosedError: if the watch is closed.
-            ConfigError: if steps have been watched already, or the state is of another version.
+            ConfigError: if steps have been watched already, or the state is of another version
+                or damaged.
         """
         self._check_open("load_state_dict")
         if self.step or self._reports:
@@ -266,18 +264,20 @@ class Watch:
                 f"load_state_dict must be called before the first step, got a watch at step "
                 f"{self.step}; make a new watch and load the state at once"
             )
-        if state.get("version") != STATE_VERSION:
+        step, model = _checked_state(state)
+        info = self._session.info if model is None else from_json(ModelInfo, model)
+        try:
+            self._pipeline.load_state_dict(state["pipeline"], info)
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
-                "it was saved by another version of gradwatch"
-            )
-        if state["model"] is not None:
-            self._session.resume(from_json(ModelInfo, state["model"]), state["step"])
+                f"the state must be what Watch.state_dict returned, got one whose pipeline is "
+                f"damaged ({error!r}); start without it"
+            ) from error
+        if model is None:
+            self._session.start_at(step)
         else:
-            self._session.start_at(state["step"])
-        self._pipeline.history.model = self._session.info
-        self._pipeline.load_state_dict(state["pipeline"])
-        self._run = replace(self._run, first_step=state["step"])
+            self._session.resume(info, step)
+        self._run = replace(self._run, first_step=step)
 
     def close(self) -> None:
         """Reports what is pending, takes every hook off and closes the sinks.
@@ -288,10 +288,11 @@ class Watch:
             return
         self._closed = True
         _open_watches.discard(self)
-        if self._pipeline.has_pending:
-            self._isolation.run("last report", self._report)
-        self._isolation.run("closing", self._session.close)
-        self._pipeline.close()
+        with ExitStack() as at_the_end:  # whatever the last report raises
+            at_the_end.callback(self._pipeline.close)
+            at_the_end.callback(self._isolation.run, "closing", self._session.close)
+            if self._pipeline.has_pending:
+                self._isolation.run("last report", self._report)
 
     def watches(self, optimizer: Optimizer) -> bool:
         """Whether this watch is attached to an optimizer."""
@@ -329,6 +330,33 @@ class Watch:
             raise ClosedError(
                 f"Watch.{method} was called after close(); make a new watch with gradwatch.watch"
             )
+
+
+def _checked_state(state: Mapping[str, Any]) -> tuple[int, Any]:
+    """Step and model of a state that may have come from anywhere.
+
+    Raises:
+        ConfigError: if the state is of another version or damaged.
+    """
+    if not isinstance(state, Mapping):
+        raise ConfigError(
+            f"the state must be what Watch.state_dict returned, got {type(state).__name__}"
+        )
+    if state.get("version") != STATE_VERSION:
+        raise ConfigError(
+            f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
+            "it was saved by another version of gradwatch"
+        )
+    missing = [key for key in ("step", "model", "pipeline") if key not in state]
+    if missing:
+        raise ConfigError(
+            f"the state must be what Watch.state_dict returned, got one without {missing}; "
+            "start without it"
+        )
+    step = state["step"]
+    if not isinstance(step, int) or step < 0:
+        raise ConfigError(f"the state must have a step of at least 0, got the step {step!r}")
+    return step, state["model"]
 
 
 watch = Watch

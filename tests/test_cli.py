@@ -13,7 +13,6 @@ import gradwatch
 import gradwatch_demo
 from gradwatch.arguments import installed_versions
 from gradwatch.cli import main
-from gradwatch.records import LayerInfo, Verdict
 from gradwatch_demo.conclusion import verdict
 from gradwatch_demo.model import deep_classifier, follow_advice
 
@@ -178,20 +177,14 @@ def test_the_last_sentence_follows_from_the_numbers(
 
 def test_advice_on_a_whole_chain_is_followed_in_each_of_its_layers() -> None:
     names = [f"hidden{index}" for index in range(1, 11)]
-    layers = tuple(LayerInfo(name=name, kind="Linear", segment=0) for name in names)
-    known = gradwatch.ModelInfo(layers=layers)
-    value = gradwatch.Measurement(
-        metric="activation_gain_cumulative", scope=names[-1], step=0, value=0.1
-    )
-    judged = Verdict.of(value, gradwatch.Interval(lower=0.5, upper=2.0), bound="B", source="S")
     advice = gradwatch.Recommendation(
-        knob="init", reason="R", current=1.0, proposed=1.5, evidence=(judged,)
+        knob="init", reason="R", current=1.0, proposed=1.5, targets=tuple(names)
     )
     other = gradwatch.Recommendation(knob="width", reason="R", current=8, proposed=16)
     torch.manual_seed(0)
     model = deep_classifier()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    assert follow_advice(model, [advice, other], known) == dict.fromkeys(names, 1.5)
+    assert follow_advice(model, [advice, other]) == dict.fromkeys(names, 1.5)
     for name, now in model.named_parameters():
         layer, _, kind = name.partition(".")
         factor = 1.5 if layer in names and kind == "weight" else 1.0

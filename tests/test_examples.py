@@ -40,7 +40,7 @@ def test_every_example_is_tested() -> None:
 
 def test_plain_loop(tmp_path: Path) -> None:
     printed = output("plain_loop.py", tmp_path)
-    assert "gradwatch at step 140" in printed
+    assert "gradwatch at step 100" in printed
     assert "init" in printed
     assert not list(tmp_path.iterdir())
 
@@ -50,7 +50,7 @@ def test_extend(tmp_path: Path) -> None:
     assert "gradient_spread" in printed
     assert "EvenGradients" in printed
     assert "depth_skip" in printed
-    assert "step 190: depth_skip" in printed
+    assert "step 150: depth_skip" in printed
     assert "is off" not in printed
 
 

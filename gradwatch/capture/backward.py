@@ -1,10 +1,12 @@
 """The loss, seen where `loss.backward()` begins."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+from gradwatch.capture.patch import Patch
 
 
 class BackwardObserver:
@@ -15,22 +17,25 @@ class BackwardObserver:
     scaled or divided loss, which is why it is only done when asked for.
 
     Args:
-        note: called with the scalar, detached.
+        note: called with the scalar, as it is.
     """
 
     def __init__(self, note: Callable[[Tensor], None]) -> None:
-        original = torch.autograd.backward
-
-        def observed(tensors: Any, *rest: Any, **more: Any) -> None:
-            if isinstance(tensors, Tensor) and tensors.numel() == 1:
-                note(tensors.detach())
-            original(tensors, *rest, **more)
-
-        self._original = original
-        self._observed = observed
-        torch.autograd.backward = observed
+        self._note = note
+        _PATCH.add(note)
 
     def remove(self) -> None:
-        """Puts torch's function back, unless somebody else has replaced it meanwhile."""
-        if torch.autograd.backward is self._observed:
-            torch.autograd.backward = self._original
+        """Stops observing; torch's function is back when nobody observes any more."""
+        _PATCH.remove(self._note)
+
+
+def _observed(original: Callable[..., None], tell: Callable[[Tensor], None]) -> Any:
+    def observed(tensors: Any, *rest: Any, **more: Any) -> None:
+        if isinstance(tensors, Tensor) and tensors.numel() == 1:
+            tell(tensors)
+        original(tensors, *rest, **more)
+
+    return observed
+
+
+_PATCH: Final = Patch(torch.autograd, "backward", _observed)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
+from gradwatch.capture.patch import Patch
 from gradwatch.capture.view import NamedValues
 from gradwatch.errors import AttachError
 
@@ -27,7 +28,9 @@ class ClippingRecord:
         self.visible = visible
         self._clipped: list[tuple[frozenset[int], Tensor]] = []
 
-    def record(self, parameters: Sequence[Tensor], total_norm: Tensor, max_norm: float) -> None:
+    def record(
+        self, parameters: Sequence[Tensor], total_norm: Tensor, max_norm: float | Tensor
+    ) -> None:
         """Takes in one clipping.
 
         Args:
@@ -79,33 +82,38 @@ class ClippingObserver:
     """
 
     def __init__(self, note: Callable[[Sequence[Tensor], Tensor, float], None]) -> None:
-        original = getattr(clip_grad, _PATCHED, None)
-        if original is None:
+        if not hasattr(clip_grad, _PATCHED):
             raise AttachError(
                 f"track_clipping=True does not work with torch {torch.__version__}, which has "
                 f"no {_PATCHED}; clip with watch.clip_grad_norm_(max_norm) instead"
             )
-
-        def observed(
-            parameters: Tensor | Iterable[Tensor],
-            max_norm: float,
-            total_norm: Tensor,
-            *rest: Any,
-            **more: Any,
-        ) -> Any:
-            tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            result = original(tensors, max_norm, total_norm, *rest, **more)
-            note(tensors, total_norm, float(max_norm))
-            return result
-
-        self._original = original
-        self._observed = observed
-        setattr(clip_grad, _PATCHED, observed)
+        self._note = note
+        _PATCH.add(note)
 
     def remove(self) -> None:
-        """Puts torch's function back, unless somebody else has replaced it meanwhile."""
-        if getattr(clip_grad, _PATCHED, None) is self._observed:
-            setattr(clip_grad, _PATCHED, self._original)
+        """Stops observing; torch's function is back when nobody observes any more."""
+        _PATCH.remove(self._note)
+
+
+def _observed(
+    original: Callable[..., Any], tell: Callable[[Sequence[Tensor], Tensor, float], None]
+) -> Any:
+    def observed(
+        parameters: Tensor | Iterable[Tensor],
+        max_norm: float,
+        total_norm: Tensor,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
+        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        result = original(tensors, max_norm, total_norm, *rest, **more)
+        tell(tensors, total_norm, max_norm)
+        return result
+
+    return observed
+
+
+_PATCH: Final = Patch(clip_grad, _PATCHED, _observed)
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float, **options: Any) -> Tensor:

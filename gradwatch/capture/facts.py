@@ -61,6 +61,8 @@ def describe_model(model: nn.Module, optimized: Iterable[Tensor], **facts: Any) 
 def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that own parameters themselves, in module order, each once.
 
+    A parametrised layer counts, the modules that compute its weight do not.
+
     Args:
         model: the unwrapped model.
 
@@ -70,7 +72,8 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in named_modules(model)
-        if any(True for _ in module.parameters(recurse=False)) or _is_parametrized(module)
+        if "parametrizations" not in name.split(".")
+        and (any(True for _ in module.parameters(recurse=False)) or _is_parametrized(module))
     ]
 
 

@@ -1,10 +1,12 @@
 """The root's training forward passes: when they run, how many samples, which loss."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward
 from gradwatch.isolation import Isolation
@@ -19,12 +21,14 @@ class ForwardGate:
     Args:
         model: the root module.
         on_begin: called before each training forward, sampled or not.
-        on_end: called after each training forward of a sampled step.
+        on_end: called after each training forward of a sampled step, with whether it was
+            completed: False if it raised.
         isolation: what to do when a hook fails.
 
     Attributes:
         sampling: set by the watch; the gate stays closed while it is False.
         is_open: a training forward is running.
+        passes: training forwards since `reset`, sampled or not.
         samples: first dimensions of the inputs since `reset` added up, 0 if they show none.
         losses: the losses that the model itself returned, detached.
     """
@@ -33,7 +37,7 @@ class ForwardGate:
         self,
         model: nn.Module,
         on_begin: Callable[[], None],
-        on_end: Callable[[], None],
+        on_end: Callable[[bool], None],
         isolation: Isolation,
     ) -> None:
         self._on_begin = on_begin
@@ -42,6 +46,7 @@ class ForwardGate:
         self._handles = HookHandles()
         self.sampling = False
         self.is_open = False
+        self._entered = 0
         self.reset()
         self._handles.add(model.register_forward_pre_hook(OwnHook(self._begin), with_kwargs=True))
         self._handles.add(
@@ -50,6 +55,7 @@ class ForwardGate:
 
     def reset(self) -> None:
         """Forgets the forwards of the last step."""
+        self.passes = 0
         self.samples = 0
         self.losses: list[Tensor] = []
 
@@ -62,19 +68,26 @@ class ForwardGate:
         if not module.training or not torch.is_grad_enabled() or inside_backward():
             return
         self._on_begin()
+        self.passes += 1
         if self.sampling:
             self.is_open = True
+            self._entered = 0
             self._isolation.run("input hook", self._count, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self.is_open:
             return
         self.is_open = False
-        self._isolation.run("output hook", self._take_loss, output)
-        self._on_end()
+        completed = output is not None or sys.exc_info()[0] is None
+        if completed:
+            self._isolation.run("output hook", self._take_loss, output)
+        else:  # the batch will not be trained on
+            self.samples -= self._entered
+        self._on_end(completed)
 
     def _count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.samples += batch_size((args, kwargs))
+        self._entered = batch_size((args, kwargs))
+        self.samples += self._entered
 
     def _take_loss(self, output: Any) -> None:
         loss = own_loss(output)
@@ -91,16 +104,8 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     Yields:
         Each tensor found; a packed sequence yields its data.
     """
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, nn.utils.rnn.PackedSequence):
-        yield values.data
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from tensors_in(value)
-    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
-        for value in values:
-            yield from tensors_in(value)
+    for leaf in _leaves(values):
+        yield leaf if isinstance(leaf, Tensor) else leaf.data
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -109,8 +114,24 @@ def first_tensor(values: Any) -> Tensor | None:
 
 
 def batch_size(inputs: Any) -> int:
-    """The first dimension of the first input tensor that has one, or 0."""
-    return next((item.shape[0] for item in tensors_in(inputs) if item.dim() > 0), 0)
+    """The number of packed sequences or the first dimension of the first input, or 0."""
+    for leaf in _leaves(inputs):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])  # always on the host
+        if leaf.dim() > 0:
+            return leaf.shape[0]
+    return 0
+
+
+def _leaves(values: Any) -> Iterator[Tensor | PackedSequence]:
+    if isinstance(values, (Tensor, PackedSequence)):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _leaves(value)
+    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        for value in values:
+            yield from _leaves(value)
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -67,7 +67,7 @@ class GainTap:
         inputs = some_examples(given.detach()[:EXAMPLES], ELEMENTS)
         answer = response(module, result.detach()[: inputs.shape[0]])
         self._passages[name] = _Passage(mean_square(inputs), answer)
-        if name not in self.facts:
+        if name not in self.padding:
             self.padding[name] = spatial_padding(module, given)
             fan_in = fans(module)[0]
             self.facts[name] = weight_facts(
@@ -85,6 +85,12 @@ class GainTap:
             if name in self._passages:
                 self._log_gains[name] = _log_gain(self._passages[name], link)
         self._passages = {}
+
+    def forget(self) -> None:
+        """As if the forward under way had not begun."""
+        self._passages = {}
+        if self._chained is None:
+            self.facts, self.padding = {}, {}
 
     def take(self) -> NamedValues:
         """The gains of the last forward; then forgets them.

@@ -22,7 +22,6 @@ class GradientCapture:
 
     Attributes:
         changes: norm of the update and fraction left unmoved, one pair an optimizer.
-        without_gradient: trainable parameters that no gradient reached.
         loss_scale: the scale that a fused optimizer took out itself, or None.
         found_inf: above 0 if the loss scaler skipped the step, or None.
     """
@@ -35,11 +34,12 @@ class GradientCapture:
 
     def reset(self) -> None:
         """Forgets, at the end of a step."""
-        self._parts: list[NamedValues] = []
-        self._raw_parts: list[NamedValues] = []
+        # By optimizer: a step that raised and is taken again must not count twice.
+        self._parts: dict[int, NamedValues] = {}
+        self._raw_parts: dict[int, NamedValues] = {}
+        self._without: dict[int, list[str]] = {}
         self._observed: NamedValues | None = None
         self.changes: list[tuple[NamedValues, NamedValues]] = []
-        self.without_gradient: list[str] = []
         self._parameters: dict[str, Tensor] = {}
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
@@ -62,12 +62,12 @@ class GradientCapture:
             used = NamedValues(used.names, used.values / scale.to(used.values))
         self.loss_scale = scale.clone() if scale is not None else self.loss_scale
         self.found_inf = found_inf.clone() if found_inf is not None else self.found_inf
-        self._parts.append(used)
+        self._parts[id(optimizer)] = used
         raw = self._clipping.undo(used, list(with_gradient.values()))
         if raw is not None:
-            self._raw_parts.append(raw)
+            self._raw_parts[id(optimizer)] = raw
         self._parameters.update(parameters)
-        self.without_gradient += [
+        self._without[id(optimizer)] = [
             name for name, item in parameters.items() if item.grad is None and item.requires_grad
         ]
         if self._measures_updates and with_gradient:
@@ -82,13 +82,19 @@ class GradientCapture:
 
     def used(self) -> NamedValues:
         """The norms of all gradients that the optimizers consumed [L/P]."""
-        return NamedValues.join(self._parts) if self._parts else NamedValues((), torch.zeros(0))
+        parts = list(self._parts.values())
+        return NamedValues.join(parts) if parts else NamedValues((), torch.zeros(0))
 
     def raw(self) -> NamedValues | None:
         """The norms before clipping, as observed or undone; None if that was not seen [L/P]."""
-        if self._observed is not None:
+        if self._observed is not None and self._observed.names:
             return self._observed
-        return NamedValues.join(self._raw_parts) if self._raw_parts else None
+        return NamedValues.join(list(self._raw_parts.values())) if self._raw_parts else None
+
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        """Trainable parameters that no gradient reached."""
+        return tuple(name for names in self._without.values() for name in names)
 
     def parameter_norms(self) -> NamedValues:
         """The norms of all parameters as they are now [P]."""

@@ -48,14 +48,27 @@ class LayerCapture:
         self._gains = GainTap()
         self._slots: dict[str, Tensor] = {}
         self.linked = False
+        self._layers = layers_of(model)
         self._handles = HookHandles()
-        for name, module in layers_of(model):
-            hook = OwnHook(self._hook(name))
-            self._handles.add(module.register_forward_hook(hook, with_kwargs=True))
 
-    def end_forward(self) -> None:
-        """Called when the root's forward is over; lets go of everything but numbers."""
-        self._isolation.run(LAYERS, self._finish)
+    def begin_forward(self) -> None:
+        """Puts the hooks on, for one training forward of a sampled step.
+
+        At all other times they are off: PyTorch has fused kernels for evaluation that it uses
+        only for modules without hooks.
+        """
+        self._handles.remove()
+        self._isolation.run(LAYERS, self._attach)
+
+    def end_forward(self, completed: bool) -> None:
+        """Takes the hooks off and lets go of everything but numbers.
+
+        Args:
+            completed: the forward did not raise; otherwise it is as if it had not been.
+        """
+        self._handles.remove()
+        self._links.remove()
+        self._isolation.run(LAYERS, self._finish if completed else self._forget)
 
     def take_norms(self) -> NamedValues:
         """The norms of the last forward, layers in the order in which they ran; then forgets.
@@ -82,7 +95,6 @@ class LayerCapture:
         """
         if not self._links.finished:
             return model
-        self._links.remove()
         if self.linked:
             self._gains.facts = {}
             return model
@@ -104,9 +116,25 @@ class LayerCapture:
         return facts
 
     def remove(self) -> None:
-        """Takes the hooks off."""
+        """Takes the hooks off and lets go of the model."""
         self._handles.remove()
-        self._links.remove()
+        self._links.release()
+        self._layers = []
+
+    def _attach(self) -> None:
+        for name, module in self._layers:
+            # The root's own hook must come before the one that closes the gate.
+            self._handles.add(
+                module.register_forward_hook(
+                    OwnHook(self._hook(name)), with_kwargs=True, prepend=not name
+                )
+            )
+        self._links.attach()
+
+    def _forget(self) -> None:
+        self._slots = {}
+        self._gains.forget()
+        self._links.forget()
 
     @torch.no_grad()
     def _finish(self) -> None:

@@ -41,8 +41,15 @@ class LinkTrace:
         self._calls: Counter[str] = Counter()
         self._outputs: dict[Any, str] = {}
         self._dropouts: dict[Any, tuple[float, Any]] = {}
+        self._modules = named_modules(model)
         self._handles = HookHandles()
-        for name, module in named_modules(model):
+
+    def attach(self) -> None:
+        """Puts the hooks on for one forward, unless one has been heard already."""
+        self.remove()
+        if self.finished:
+            return
+        for name, module in self._modules:
             if isinstance(module, DROPOUTS):
                 self._listen(module, self._see_dropout)
             elif name and any(True for _ in module.children()):
@@ -69,9 +76,21 @@ class LinkTrace:
         self._outputs = {}
         self._dropouts = {}
 
+    def forget(self) -> None:
+        """As if the forward under way had not begun."""
+        if not self.finished:
+            self.links, self.residual_blocks = {}, set()
+            self._calls = Counter()
+            self._outputs, self._dropouts = {}, {}
+
     def remove(self) -> None:
-        """Takes the hooks off; they are not needed after the first forward."""
+        """Takes the hooks off."""
         self._handles.remove()
+
+    def release(self) -> None:
+        """Takes the hooks off for good and lets go of the model."""
+        self.remove()
+        self._modules = []
 
     def successors(self, layers: Collection[str]) -> dict[str, Link]:
         """For each layer that feeds another one in a recognised way, what stands in between.
@@ -93,12 +112,14 @@ class LinkTrace:
         }
 
     def _listen(self, module: nn.Module, see: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if self.finished or not self._gate.is_open:
-                return
-            given, result = first_tensor((args, kwargs)), first_tensor(output)
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            given, result = first_tensor(inputs), first_tensor(output)
             if given is not None and result is not None:
-                self._isolation.run("structure hooks", see, module, given, result)
+                see(module, given, result)
+
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if self._gate.is_open and not self.finished:
+                self._isolation.run("structure hooks", look, module, (args, kwargs), output)
 
         self._handles.add(module.register_forward_hook(OwnHook(hook), with_kwargs=True))
 

@@ -22,6 +22,9 @@ class StepListener(Protocol):
     def begins(self, optimizer: Optimizer) -> None:
         """A step begins; its gradients may not be there yet."""
 
+    def abandoned(self) -> None:
+        """A step that had begun raised, and will not be finished."""
+
     def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
         """The gradients of this step are in `.grad`; the parameters have not moved yet."""
 
@@ -47,8 +50,8 @@ class OptimizerTap:
 
     def forward_began(self) -> None:
         """A training forward outside a closure: a step that raised has left no post-hook."""
-        if not self._in_closure:
-            self._depth = 0
+        if self._depth and not self._in_closure:
+            self._abandon()
 
     def remove(self) -> None:
         """Takes the hooks off the optimizer."""
@@ -80,7 +83,7 @@ class OptimizerTap:
             try:
                 result = closure()
             except BaseException:
-                self._depth = 0
+                self._abandon()
                 raise
             finally:
                 self._in_closure = False
@@ -90,6 +93,10 @@ class OptimizerTap:
             return result
 
         return listening_closure
+
+    def _abandon(self) -> None:
+        self._depth = 0
+        self._listener.abandoned()
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth = max(0, self._depth - 1)

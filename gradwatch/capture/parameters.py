@@ -22,14 +22,24 @@ class ParameterTable:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self._optimizers = tuple(optimizers)
+        self._optimizers: tuple[Optimizer, ...] = tuple(optimizers)
         self._names = {id(item): canonical(name) for name, item in model.named_parameters()}
         if not self._names:
             raise AttachError(
                 f"the model, a {type(model).__name__}, has no parameters, so there is no training "
                 "to watch; pass the module that is trained"
             )
+        if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+            raise AttachError(
+                f"optimizer must hold different optimizers, got the same "
+                f"{type(optimizers[0]).__name__} twice; list each once"
+            )
         for optimizer in optimizers:
+            if not hasattr(optimizer, "param_groups"):
+                raise AttachError(
+                    f"optimizer must be a torch.optim.Optimizer or a list of them, got the "
+                    f"{type(optimizer).__name__} {optimizer!r}; pass the optimizer that is stepped"
+                )
             held = self.of(optimizer)
             if not any(id(parameter) in self._names for parameter in held.values()):
                 raise AttachError(
@@ -37,6 +47,10 @@ class ParameterTable:
                     f"belongs to the model, a {type(model).__name__}; pass the optimizer of this "
                     "model, made after the model was moved, wrapped or sharded"
                 )
+
+    def release(self) -> None:
+        """Lets go of the optimizers and their parameters."""
+        self._optimizers = ()
 
     def everything(self) -> dict[str, Tensor]:
         """The parameters of all optimizers, by name."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor
 
 from gradwatch.capture.parameters import settings_of
@@ -109,7 +110,7 @@ def _view(session: "Session") -> StepView:
         model=session.info,
         gradient_norms=used,
         raw_gradient_norms=raw,
-        clip_coefficient=None if raw is None else used.total() / raw.total(),
+        clip_coefficient=None if raw is None else _quotient(used.total(), raw.total()),
         parameter_norms=gradients.parameter_norms() if session.wants_parameters else None,
         update_norms=NamedValues.join([norms for norms, _ in changes]) if changes else None,
         unmoved_fractions=NamedValues.join([part for _, part in changes]) if changes else None,
@@ -119,8 +120,13 @@ def _view(session: "Session") -> StepView:
         lr=_kept(lrs[0]) if lrs else None,
         batch_size=told.batch_size or session.gate.samples or None,
         loss_scaled=gradients.loss_scale is not None,
-        without_gradient=tuple(gradients.without_gradient),
+        without_gradient=gradients.without_gradient,
     )
+
+
+def _quotient(after: Tensor, before: Tensor) -> Tensor:
+    """Gradients that are all zero were not clipped."""
+    return torch.where(after == before, torch.ones_like(after), after / before)
 
 
 def _kept(lr: float | Tensor) -> float | Tensor:

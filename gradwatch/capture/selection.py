@@ -1,6 +1,6 @@
 """Which metrics and scopes a watch reports."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -55,6 +55,8 @@ def _patterns(
         return None
     if isinstance(patterns, str):
         raise ConfigError(f"{argument} must be a list of patterns, got the string {patterns!r}")
+    if not isinstance(patterns, Iterable) or not all(isinstance(item, str) for item in patterns):
+        raise ConfigError(f"{argument} must be a list of patterns, got {patterns!r}")
     pairs = []
     for pattern in patterns:
         metric, _, scope = pattern.partition("/")

@@ -1,6 +1,8 @@
 """From hooks to one `Sample` per sampled step: the only owner of hooks and patches."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -125,8 +127,17 @@ class Session:
         """Statistics of the initial weights that are still on the device; only once."""
         return {} if self.layers is None else self.layers.weight_facts()
 
-    def observe_gradients(self) -> None:
-        """Measures the gradients as they are now, before the user clips them."""
+    def observe(
+        self, *, loss: float | Tensor | None, batch_size: int | None, epoch: float | None
+    ) -> None:
+        """Takes what the user says of the step under way, and its gradients as they are now.
+
+        Args:
+            loss: of the step [L].
+            batch_size: its samples.
+            epoch: epochs finished.
+        """
+        self.told.tell(loss, batch_size, epoch, sampled=self.sampling)
         if self.sampling:
             self._isolation.run(CAPTURE, self._observe_gradients)
 
@@ -147,21 +158,29 @@ class Session:
         return total
 
     def close(self) -> None:
-        """Takes every hook and patch off."""
-        for tap in self._taps:
-            tap.remove()
-        self.gate.remove()
-        if self.layers is not None:
-            self.layers.remove()
-        for observer in self._observers:
-            observer.remove()
+        """Takes every hook and patch off, and lets go of the model and its optimizers."""
+        layers = [] if self.layers is None else [self.layers]
+        with ExitStack() as all_of_them:  # even if one of them fails
+            for part in (*self._observers, *layers, self.gate, *self._taps):
+                all_of_them.callback(part.remove)
+        self._taps = []
+        self.optimizers = ()
+        self.table.release()
+        self.gradients = GradientCapture(self.clipping, updates=False)
 
     # The moments of a step, as the optimizer taps tell them.
 
     def begins(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
+        if self.step == 0 and not self._stepped and optimizer.state:  # loaded after attaching
+            self.info = replace(self.info, untouched_optimizer=False)
         if id(optimizer) in self._stepped:
             self._end_round()
+
+    def abandoned(self) -> None:
+        """A step raised: the forward passes that led to it were in vain."""
+        if self.sampling and not self._stepped:
+            self._forget_inputs()
 
     def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
         """The gradients of this step are there; the parameters have not moved yet."""
@@ -177,21 +196,26 @@ class Session:
             self._end_round()
 
     def _end_round(self) -> None:
-        if self.sampling:
-            self._isolation.run(CAPTURE, self._hand_over)
-        self.step += 1
-        self._stepped = set()
-        self._plan()
+        try:
+            if self.sampling:
+                self._isolation.run(CAPTURE, self._hand_over)
+        finally:  # a step that was taken counts, even if the user wants to hear of an error
+            self.step += 1
+            self._stepped = set()
+            self._plan()
 
     def _plan(self) -> None:
         """Decides whether the step that begins now is sampled."""
         wanted = self.step % self._every == 0 and CAPTURE not in self._isolation.failures
         if wanted or self.gate.sampling:
-            self.gate.reset()
+            self._forget_inputs()
             self.gradients.reset()
-            self.clipping.reset()
-            self.told.reset()
         self.gate.sampling = wanted
+
+    def _forget_inputs(self) -> None:
+        self.gate.reset()
+        self.clipping.reset()
+        self.told.reset()
 
     @torch.no_grad()
     def _read_gradients(self, optimizer: Optimizer, loss: Tensor | None) -> None:
@@ -214,17 +238,21 @@ class Session:
     def _begin_forward(self) -> None:
         for tap in self._taps:
             tap.forward_began()
+        if self.gate.passes == 0:
+            self.told.backward_loss = None  # of another model: it went backward before this one ran
+        if self.sampling and self.layers is not None:
+            self.layers.begin_forward()
 
-    def _end_forward(self) -> None:
+    def _end_forward(self, completed: bool) -> None:
         if self.layers is not None:
-            self.layers.end_forward()
+            self.layers.end_forward(completed)
 
     def _note_loss(self, loss: Tensor) -> None:
         if self.sampling:
-            self.told.add_backward_loss(loss)
+            self._isolation.run(CAPTURE, self.told.add_backward_loss, loss.detach())
 
     @torch.no_grad()
     def _note_clipping(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
         self.clipping.visible = True
         if self.sampling:
-            self.clipping.record(parameters, total, max_norm)
+            self._isolation.run(CAPTURE, self.clipping.record, parameters, total, max_norm)

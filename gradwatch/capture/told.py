@@ -1,9 +1,13 @@
 """What is said about a step from outside the model: loss, batch size, epoch."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from types import NoneType
 
 import torch
 from torch import Tensor
+
+from gradwatch.errors import ConfigError
 
 
 class Told:
@@ -28,6 +32,31 @@ class Told:
         self.backward_loss: Tensor | None = None
         self.batch_size: int | None = None
 
+    def tell(
+        self,
+        loss: float | Tensor | None,
+        batch_size: int | None,
+        epoch: float | None,
+        *,
+        sampled: bool,
+    ) -> None:
+        """Takes what the user says; None leaves what is known.
+
+        Args:
+            loss: a number or a tensor of one, which is not read.
+            batch_size: number of samples.
+            epoch: epochs finished.
+            sampled: the step is sampled; otherwise only the epoch is kept.
+
+        Raises:
+            ConfigError: if one of them is something else.
+        """
+        _check(loss, batch_size, epoch)
+        self.epoch = self.epoch if epoch is None else float(epoch)
+        if sampled:
+            self.batch_size = self.batch_size if batch_size is None else int(batch_size)
+            self.loss = self.loss if loss is None else torch.as_tensor(loss).detach().clone()
+
     def add_backward_loss(self, loss: Tensor) -> None:
         """Adds the scalar of one `backward()`: with accumulation the parts add up."""
         known = self.backward_loss
@@ -50,3 +79,17 @@ class Told:
         if from_model:
             return torch.stack([loss.reshape(()) for loss in from_model]).mean()
         return self.backward_loss
+
+
+def _check(loss: object, batch_size: object, epoch: object) -> None:
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ConfigError(
+            f"loss must be one number, got a tensor of shape {tuple(loss.shape)}; pass the mean "
+            "that backward() is called on"
+        )
+    if not isinstance(loss, (Tensor, Real, NoneType)):
+        raise ConfigError(f"loss must be a number or a tensor of one, got {loss!r}")
+    if batch_size is not None and not (isinstance(batch_size, Integral) and int(batch_size) > 0):
+        raise ConfigError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if not isinstance(epoch, (Real, NoneType)):
+        raise ConfigError(f"epoch must be a number, got {epoch!r}")

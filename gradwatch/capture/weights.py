@@ -88,12 +88,18 @@ def spatial_padding(module: nn.Module, given: Tensor) -> float:
     factor = 1.0
     for axis, kernel in enumerate(module.kernel_size):
         size, stride, dilation = given.shape[2 + axis], module.stride[axis], module.dilation[axis]
-        if isinstance(module.padding, str):
-            padding = dilation * (kernel - 1) // 2 if module.padding == "same" else 0
-        else:
-            padding = module.padding[axis]
-        factor *= padding_factor(size, kernel, padding, stride, dilation)
+        if module.padding == "same":
+            factor *= _same_padding_factor(size, kernel, dilation)
+        elif not isinstance(module.padding, str):
+            factor *= padding_factor(size, kernel, module.padding[axis], stride, dilation)
     return factor
+
+
+def _same_padding_factor(size: int, kernel: int, dilation: int) -> float:
+    """As `padding_factor`, for an output as large as the input: an odd zero goes to the right."""
+    left = dilation * (kernel - 1) // 2
+    inside = [max(0, size - abs(dilation * tap - left)) for tap in range(kernel)]
+    return sum(inside) / (size * kernel)
 
 
 def weight_facts(

@@ -34,10 +34,21 @@ class Reading:
     only_nonzero: bool = False
 
     def __post_init__(self) -> None:
-        if self.values.numel() != len(self.scopes):
-            raise ValueError(
-                f"a Reading of {self.metric} needs one scope a value, got "
-                f"{self.values.numel()} values and {len(self.scopes)} scopes"
+        for tensor in self.tensors():
+            if not _can_be_fetched(tensor):
+                raise TypeError(
+                    f"a Reading of {self.metric} needs dense tensors of real numbers, got "
+                    f"{tensor!r}"
+                )
+            if tensor.numel() != len(self.scopes):
+                raise ValueError(
+                    f"a Reading of {self.metric} needs one scope a value, got "
+                    f"{tensor.numel()} values and {len(self.scopes)} scopes"
+                )
+        if not all(isinstance(text, str) for text in (self.unit, *self.scopes)):
+            raise TypeError(
+                f"a Reading of {self.metric} needs strings as unit and scopes, got {self.unit!r} "
+                f"and {self.scopes!r}"
             )
 
     def tensors(self) -> list[Tensor]:
@@ -68,6 +79,12 @@ class Reading:
             for scope, value, error in zip(self.scopes, values[:count], errors, strict=True)
             if not (self.only_nonzero and value == 0)
         ]
+
+
+def _can_be_fetched(values: object) -> bool:
+    if not isinstance(values, Tensor) or values.layout != torch.strided:
+        return False
+    return not values.is_complex() and not values.is_meta
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[list[float]]:

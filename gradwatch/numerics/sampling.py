@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 COORDINATES: Final = 4096
+_DOUBLE: Final = frozenset({torch.float64, torch.complex128})
 
 
 class CoordinateSample:
     """The same randomly chosen coordinates of a list of tensors, step after step.
 
     Args:
-        tensors: the n tensors, for their sizes and devices; they are not kept.
+        tensors: the n tensors, for their sizes and devices; they are not kept. A complex entry
+            is two coordinates.
         coordinates: how many to take of each; a tensor that has no more is taken whole.
         seed: of the choice, which does not touch PyTorch's own random stream.
     """
@@ -26,7 +28,7 @@ class CoordinateSample:
         self, tensors: Sequence[Tensor], coordinates: int = COORDINATES, seed: int = 0
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        sizes = [tensor.numel() for tensor in tensors]
+        sizes = [tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in tensors]
         self._indices = [
             None
             if size <= coordinates
@@ -52,10 +54,10 @@ class CoordinateSample:
             (sum of counts,) float32, or float64 if any tensor is; lower precisions are
             represented exactly.
         """
-        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        wide = any(tensor is not None and tensor.dtype in _DOUBLE for tensor in tensors)
         dtype = torch.float64 if wide else torch.float32
         parts = [
-            torch.zeros(count) if tensor is None else _pick(tensor.detach().reshape(-1), index)
+            torch.zeros(count) if tensor is None else _pick(_flat(tensor.detach()), index)
             for tensor, index, count in zip(tensors, self._indices, self.counts, strict=True)
         ]
         return torch.cat([part.to(self._device, dtype) for part in parts])
@@ -92,6 +94,11 @@ class CoordinateSample:
     def _sum_by_tensor(self, values: Tensor) -> Tensor:
         sums = torch.zeros(len(self.counts), device=self._device)
         return sums.index_add_(0, self._owner, values.to(torch.float32))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A complex number is two coordinates."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def _pick(flat: Tensor, index: Tensor | None) -> Tensor:

@@ -40,7 +40,8 @@ class Recommendation:
 
     Attributes:
         knob: what to turn, one of `KNOBS`.
-        scope: the parameter, layers or block it is about, or "model".
+        scope: the parameter, layers or block it is about in words, or "model".
+        targets: their names, for programs; empty for the whole model.
         current: present setting, None where it is not a number.
         proposed: recommended setting, None where it is not a number.
         unit: of both.
@@ -59,6 +60,7 @@ class Recommendation:
     knob: Knob
     reason: str
     scope: str = "model"
+    targets: tuple[str, ...] = ()
     current: float | None = None
     proposed: float | None = None
     unit: str = "1"

@@ -1,5 +1,6 @@
 """A report as text: the headline values, the verdicts by bound, the advice."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,14 +51,12 @@ def _judged(verdicts: Sequence[Verdict]) -> str:
         return ""
     counts = Counter(verdict.status for verdict in verdicts)
     summary = ", ".join(f"{count} {_counted(status)}" for status, count in counts.items())
-    rows = [
-        [status, bound, _scopes(group), _values(group), _expected(group), group[0].because]
-        for (status, bound), group in groups.items()
-        if status != "holds"
-    ]
-    header = ["verdict", "bound", "scope", "value", "expected", "because"]
+    rows = [_row(group) for (status, _), group in groups.items() if status != "holds"]
     sources = {verdict.bound: verdict.source for verdict in verdicts if verdict.status != "holds"}
     cited = [f"  {bound}: {source}" for bound, source in sources.items()]
+    header = ["verdict", "bound", "scope", "step", "value", "expected", "because"]
+    if not any(row[-1] for row in rows):  # only what is undecided or vacuous has a reason
+        header, rows = header[:-1], [row[:-1] for row in rows]
     table = [text_table(header, rows, max_width=40), *cited] if rows else []
     return "\n".join([f"Verdicts: {summary}", *table])
 
@@ -66,23 +65,28 @@ def _counted(status: str) -> str:
     return {"holds": "hold"}.get(status, status)
 
 
-def _scopes(group: Sequence[Verdict]) -> str:
-    first, last = group[0].measurement.scope, group[-1].measurement.scope
-    return first if len(group) == 1 else f"{first} to {last} ({len(group)})"
+def _row(group: Sequence[Verdict]) -> list[str]:
+    """The verdict of a group that is furthest outside, and how many more there are."""
+    worst = max(group, key=_distance)
+    item, interval = worst.measurement, worst.interval
+    others = "" if len(group) == 1 else f", worst of {len(group)}"
+    return [
+        worst.status,
+        worst.bound,
+        f"{item.scope}{others}",
+        str(item.step),
+        number(item.value),
+        f"{number(interval.lower)} to {number(interval.upper)}",
+        worst.because,
+    ]
 
 
-def _values(group: Sequence[Verdict]) -> str:
-    values = [verdict.measurement.value for verdict in group]
-    return _range(min(values), max(values))
-
-
-def _expected(group: Sequence[Verdict]) -> str:
-    lower = min(verdict.interval.lower for verdict in group)
-    return _range(lower, max(verdict.interval.upper for verdict in group))
-
-
-def _range(low: float, high: float) -> str:
-    return number(low) if low == high else f"{number(low)} to {number(high)}"
+def _distance(verdict: Verdict) -> float:
+    """How far outside, by factors where all numbers are positive, else by the margin."""
+    value, interval = verdict.measurement.value, verdict.interval
+    if value > 0 and interval.lower > 0 and math.isfinite(interval.upper):
+        return max(math.log(interval.lower / value), math.log(value / interval.upper))
+    return -verdict.margin
 
 
 def _advised(recommendations: Sequence[Recommendation]) -> str:

@@ -116,6 +116,7 @@ def _recommend(
     return Recommendation(
         knob="init",
         scope=span(layers),
+        targets=tuple(layer.name for layer in layers),
         current=current,
         proposed=current * factor,
         unit="gain",

@@ -43,6 +43,7 @@ def _recommend(report: Report, verdict: Verdict, where: str) -> Recommendation:
     return Recommendation(
         knob="numerics",
         scope=first.scope,
+        targets=() if first.scope == MODEL else (first.scope,),
         severity="warning",
         reason=(
             f"{where} {first.scope} is not finite at step {first.step}, first of "

@@ -43,6 +43,7 @@ def _recommend(verdict: Verdict, chain: Sequence[LayerInfo]) -> Recommendation:
     return Recommendation(
         knob="width",
         scope=span(chain),
+        targets=tuple(layer.name for layer in chain),
         current=round(kappa * depth / variance),
         proposed=width_for_stability(depth, TAU, kappa),
         unit="units",

@@ -47,7 +47,7 @@ def run_demo(
         print(f"{first.summary}\n")
 
         model = _fresh(seed, place)
-        factors = follow_advice(model, first.summary.recommendations, first.known)
+        factors = follow_advice(model, first.summary.recommendations)
         print(f"2. The same once more, {conclusion.followed(factors)}\n")
         second = train(model, digits, settings, folder / ADVISED)
     images = len(digits.test_labels)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gradwatch import ModelInfo, Recommendation
+from gradwatch import Recommendation
 
 PIXELS = 64
 CLASSES = 10
@@ -29,15 +29,12 @@ def deep_classifier() -> nn.Sequential:
 
 
 @torch.no_grad()
-def follow_advice(
-    model: nn.Module, advice: Iterable[Recommendation], known: ModelInfo
-) -> dict[str, float]:
+def follow_advice(model: nn.Module, advice: Iterable[Recommendation]) -> dict[str, float]:
     """Rescales the weights as the recommendations about `init` say.
 
     Args:
         model: the model, freshly initialised.
         advice: the recommendations.
-        known: facts about the model that they are about.
 
     Returns:
         The factor that each layer's weights were multiplied by.
@@ -46,19 +43,9 @@ def follow_advice(
         name: item.proposed / item.current
         for item in advice
         if item.knob == "init" and item.current and item.proposed
-        for name in _layers_of(item, known)
+        for name in item.targets
     }
     for name, factor in factors.items():
         weight = model.get_submodule(name).get_parameter("weight")
         weight.mul_(factor)
     return factors
-
-
-def _layers_of(item: Recommendation, known: ModelInfo) -> list[str]:
-    # A verdict on a whole chain has the chain's last layer as its scope.
-    names: list[str] = []
-    for verdict in item.evidence:
-        scope = verdict.measurement.scope
-        whole = verdict.measurement.metric == "activation_gain_cumulative"
-        names += [layer.name for layer in known.chain(scope)] if whole else [scope]
-    return names

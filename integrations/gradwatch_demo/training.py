@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradwatch
-from gradwatch import ModelInfo, Report
+from gradwatch import Report
 from gradwatch_demo.data import Digits
 from gradwatch_demo.progress import ProgressSink, progress
 
@@ -39,12 +39,10 @@ class Outcome:
     Attributes:
         accuracy: share of the test images that are classified correctly.
         summary: what the watch has to say at the end.
-        known: what it knows about the model.
     """
 
     accuracy: float
     summary: Report
-    known: ModelInfo
 
 
 def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) -> Outcome:
@@ -67,6 +65,7 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
             model,
             optimizer,
             logdir=logdir,
+            every_n_steps=10,
             track_loss=True,
             track_clipping=True,
             sinks=[ProgressSink(bar)],
@@ -77,7 +76,7 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    return Outcome(accuracy(model, digits), watch.summary(), watch.model_info)
+    return Outcome(accuracy(model, digits), watch.summary())
 
 
 @torch.no_grad()

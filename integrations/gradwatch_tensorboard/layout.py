@@ -36,12 +36,17 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """How the metrics that answer each question begin; any other metric stands under `MORE`."""
 
 _OF_THE_MODEL_ONLY: Final = frozenset(
-    {LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio", "batch_size"}
+    {LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio", "batch_size", "update_norm"}
+    | {"nonfinite_activation", "nonfinite_gradient", "nonfinite_parameter"}
 )
 _OF_LAYERS_ONLY: Final = frozenset(
     {"activation_norm", "activation_gain", "activation_gain_cumulative", "gain_log_variance"}
 )
 """Metrics that would leave one of the two charts empty; any other one gets both."""
+
+
+_ALONG_CHAINS: Final = frozenset({"activation_gain_cumulative"})
+"""Metrics that the last layer of a chain sums up, and so does its bound."""
 
 
 def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
@@ -63,6 +68,11 @@ def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
             charts[metric] = ["Multiline", [_exactly(tags.of(metric) + end) for end in ends]]
         if per_layer and metric not in _OF_THE_MODEL_ONLY:
             charts[f"{metric} per layer"] = ["Multiline", [_below(tags.group(metric))]]
+        if per_layer and metric in _ALONG_CHAINS:
+            for chain in run.model.chains:
+                end, start = chain[-1].name, chain[0].name
+                lines = [_exactly(tags.of(metric, end) + edge) for edge in ("", LOWER, UPPER)]
+                charts[f"{metric} from {start} to {end}"] = ["Multiline", lines]
     return {question: charts for question, charts in page.items() if charts}
 
 

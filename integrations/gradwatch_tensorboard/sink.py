@@ -13,7 +13,7 @@ from gradwatch.interfaces import Sink
 from gradwatch.records import SEVERITIES, Recommendation, Report, RunInfo
 from gradwatch_tensorboard import text
 from gradwatch_tensorboard.layout import layout
-from gradwatch_tensorboard.point import points
+from gradwatch_tensorboard.point import draw_singly, draw_together, points
 from gradwatch_tensorboard.tag import Tags, readable
 
 _FILE_SUFFIX: Final = ".gradwatch"
@@ -104,10 +104,13 @@ class TensorBoardSink(Sink):
         writer = self._writer
         if writer is None:
             raise RecordError("TensorBoardSink got a report while it was closed; call open(run)")
-        for (tag, step), value in points(report, self._tags, per_layer=self._per_layer).items():
-            writer.add_scalar(tag, value, step)
+        values = points(report, self._tags, per_layer=self._per_layer)
         for knob, level in self._levels(report.recommendations).items():
-            writer.add_scalar(self._tags.advice(knob), level, report.step)
+            values[self._tags.advice(knob), report.step] = level
+        if self._given is None:
+            draw_together(writer, values)
+        else:
+            draw_singly(writer, values)
         for tag, said in self._changed_texts(report).items():
             writer.add_text(tag, said, report.step)
         writer.flush()
