@@ -176,9 +176,13 @@ class Watch:
     def summary(self) -> Report:
         """The newest of every measurement, verdict and recommendation.
 
+        Steps that were sampled since the last report are reported first.
+
         Returns:
             A report; `print` shows it as a table.
         """
+        if self._pipeline.has_pending:
+            self._isolation.run("report", self._report)
         report = self._standing.summary()
         notes = dict.fromkeys([*report.notes, *self._isolation.notes])
         return replace(report, notes=tuple(notes))

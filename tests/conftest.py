@@ -206,6 +206,9 @@ def collect_hooks(
         for name, value in vars(item).items()
         if "hook" in name and isinstance(value, dict)
     }
+    for function in (torch.autograd.backward, torch.nn.utils.clip_grad._clip_grads_with_norm_):
+        if function.__module__.startswith("gradwatch"):
+            found[f"torch.{function.__name__}"] = [repr(function)]
     for name, parameter in model.named_parameters():
         for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
             hooks = getattr(parameter, kind) or {}

@@ -270,6 +270,32 @@ def test_the_operators_are_a_fixed_number_per_parameter(
     assert first - few * (third - first) / (many - few) <= 60
 
 
+def test_compiled_parts_are_compiled_as_they_would_be_unwatched() -> None:
+    """A hook inside a compiled region would split it, or have it compiled again and again."""
+    graphs = []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        captured: list[int] = []
+
+        def backend(graph: Any, inputs: Any, captured: list[int] = captured) -> Any:
+            captured.append(len(graph.graph.nodes))
+            return graph.forward
+
+        model = nn.Sequential(deep(1), nn.Linear(2, 16), torch.compile(deep(1), backend=backend))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        options: dict[str, Any] = {"every_n_steps": 2, "log_every_n_steps": 2, **FULL}
+        watch = gradwatch.watch(model, optimizer, **options) if watched else None
+        for _ in range(5):
+            step(model, optimizer, watch)
+        if watch is not None:
+            watch.close()
+            assert watch.summary().value("activation_norm", "0.0") is not None
+            assert watch.summary().value("gradient_norm_used", "2.0.weight") is not None
+        graphs.append(captured)
+    assert graphs[0] == graphs[1]
+    assert len(graphs[0]) == 1
+
+
 # --- Memory ------------------------------------------------------------------------------------
 
 

@@ -418,6 +418,37 @@ def test_close_leaves_no_trace(name: str, steps: int, traces_on: Traces) -> None
     before = traces_on(model, optimizer)
     watch = full_watch(model, optimizer)
     train_steps(model, optimizer, name, steps)
+    assert {"torch.observed"} <= set(traces_on(model, optimizer)["hooks"])
+    watch.close()
+    after = traces_on(model, optimizer)
+    assert after == before
+    assert after["hooks"] == {}
+
+
+class Interrupted(nn.Module):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.inner = mlp()
+        self.error = error
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.inner(values)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_interrupted_forward_leaves_no_trace(
+    error: BaseException, steps: int, traces_on: Traces
+) -> None:
+    model = Interrupted(error)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = traces_on(model, optimizer)
+    watch = full_watch(model, optimizer)
+    for _ in range(steps):
+        with pytest.raises(type(error)) as caught:
+            model(torch.randn(5, 6))
+        assert caught.value is error
     watch.close()
     assert traces_on(model, optimizer) == before
 

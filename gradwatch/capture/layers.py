@@ -13,6 +13,7 @@ from gradwatch.capture.gain import GainTap
 from gradwatch.capture.graph import Link
 from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward
 from gradwatch.capture.links import LinkTrace
+from gradwatch.capture.names import compiled_parts
 from gradwatch.capture.structure import link_layers
 from gradwatch.capture.view import NamedValues, some_examples
 from gradwatch.isolation import Isolation
@@ -48,7 +49,8 @@ class LayerCapture:
         self._gains = GainTap()
         self._slots: dict[str, Tensor] = {}
         self.linked = False
-        self._layers = layers_of(model)
+        out_of_reach = compiled_parts(model)
+        self._layers = [item for item in layers_of(model) if item[1] not in out_of_reach]
         self._handles = HookHandles()
 
     def begin_forward(self) -> None:

@@ -14,7 +14,7 @@ from gradwatch.capture.facts import DROPOUTS
 from gradwatch.capture.forward import ForwardGate, first_tensor
 from gradwatch.capture.graph import Link, adds_its_input, trace_link
 from gradwatch.capture.hooks import HookHandles, OwnHook
-from gradwatch.capture.names import named_modules
+from gradwatch.capture.names import compiled_parts, named_modules
 from gradwatch.isolation import Isolation
 
 
@@ -41,7 +41,8 @@ class LinkTrace:
         self._calls: Counter[str] = Counter()
         self._outputs: dict[Any, str] = {}
         self._dropouts: dict[Any, tuple[float, Any]] = {}
-        self._modules = named_modules(model)
+        out_of_reach = compiled_parts(model)
+        self._modules = [item for item in named_modules(model) if item[1] not in out_of_reach]
         self._handles = HookHandles()
 
     def attach(self) -> None:

@@ -31,6 +31,19 @@ def is_compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
+def compiled_parts(model: nn.Module) -> set[nn.Module]:
+    """The modules that run inside a compiled region of a model, where hooks would break it.
+
+    Args:
+        model: an unwrapped model.
+
+    Returns:
+        The compiled modules and all that they contain.
+    """
+    compiled = [module for module in model.modules() if is_compiled(module)]
+    return {part for module in compiled for part in module.modules()}
+
+
 def unwrap_optimizer(optimizer: Any) -> Any:
     """The torch optimizer inside a wrapper such as accelerate's.
 
