@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward
+from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_traced
 from gradwatch.isolation import Isolation
 
 
@@ -19,7 +19,7 @@ class ForwardGate:
     checkpointing leave it closed, so that inner hooks record each layer once.
 
     Args:
-        model: the root module.
+        model: the root module, or None if its calls are out of reach.
         on_begin: called before each training forward, sampled or not.
         on_end: called after each training forward of a sampled step, with whether it was
             completed: False if it raised.
@@ -35,7 +35,7 @@ class ForwardGate:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         on_begin: Callable[[], None],
         on_end: Callable[[bool], None],
         isolation: Isolation,
@@ -48,6 +48,10 @@ class ForwardGate:
         self.is_open = False
         self._entered = 0
         self.reset()
+        if model is not None:
+            self._attach(model)
+
+    def _attach(self, model: nn.Module) -> None:
         self._handles.add(model.register_forward_pre_hook(OwnHook(self._begin), with_kwargs=True))
         self._handles.add(
             model.register_forward_hook(OwnHook(self._end), with_kwargs=True, always_call=True)
@@ -65,7 +69,7 @@ class ForwardGate:
         self.is_open = False
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not module.training or not torch.is_grad_enabled() or inside_backward():
+        if is_traced() or not module.training or not torch.is_grad_enabled() or inside_backward():
             return
         self._on_begin()
         self.passes += 1

@@ -53,3 +53,15 @@ class HookHandles:
 def inside_backward() -> bool:
     """Whether autograd is running a backward pass, where checkpointing repeats forwards."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def is_traced() -> bool:
+    """Whether a forward runs to be transformed or recorded, not to train on its result.
+
+    Under `torch.func` (per-example gradients), `torch.jit.trace`, `torch.export` and
+    `torch.compile` the tensors are stand-ins, and whatever a hook does would become part of the
+    user's function.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,10 @@ class LayerCapture:
         self._slots: dict[str, Tensor] = {}
         self.linked = False
         out_of_reach = compiled_parts(model)
-        self._layers = [item for item in layers_of(model) if item[1] not in out_of_reach]
+        # Weak, so that a watch that is never closed does not keep the model alive.
+        self._layers = [
+            (name, ref(module)) for name, module in layers_of(model) if module not in out_of_reach
+        ]
         self._handles = HookHandles()
 
     def begin_forward(self) -> None:
@@ -124,7 +128,10 @@ class LayerCapture:
         self._layers = []
 
     def _attach(self) -> None:
-        for name, module in self._layers:
+        for name, reference in self._layers:
+            module = reference()
+            if module is None:
+                continue
             # The root's own hook must come before the one that closes the gate.
             self._handles.add(
                 module.register_forward_hook(

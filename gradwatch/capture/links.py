@@ -7,6 +7,7 @@ graph says exactly what stands between two layers, at no cost and without readin
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
+from weakref import ref
 
 from torch import Tensor, nn
 
@@ -42,7 +43,11 @@ class LinkTrace:
         self._outputs: dict[Any, str] = {}
         self._dropouts: dict[Any, tuple[float, Any]] = {}
         out_of_reach = compiled_parts(model)
-        self._modules = [item for item in named_modules(model) if item[1] not in out_of_reach]
+        self._modules = [
+            (name, ref(module))
+            for name, module in named_modules(model)
+            if module not in out_of_reach
+        ]
         self._handles = HookHandles()
 
     def attach(self) -> None:
@@ -50,10 +55,11 @@ class LinkTrace:
         self.remove()
         if self.finished:
             return
-        for name, module in self._modules:
+        for name, reference in self._modules:
+            module = reference()
             if isinstance(module, DROPOUTS):
                 self._listen(module, self._see_dropout)
-            elif name and any(True for _ in module.children()):
+            elif name and module is not None and any(True for _ in module.children()):
                 self._listen(module, self._block_listener(name))
 
     def see(self, name: str, given: Tensor, result: Tensor) -> None:

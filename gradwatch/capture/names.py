@@ -16,19 +16,38 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     Returns:
         The innermost module that is not a wrapper.
     """
+    return wrappers_of(model)[-1]
+
+
+def wrappers_of(model: nn.Module) -> list[nn.Module]:
+    """What the user passed and everything it wraps, from the outside in.
+
+    Args:
+        model: a module, wrapped or not.
+
+    Returns:
+        At least the module itself, which is last if it wraps nothing.
+    """
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    found = [model]
     while True:
-        if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        elif isinstance(model, parallel):
-            model = model.module
+        outer = found[-1]
+        if isinstance(compiled := getattr(outer, "_orig_mod", None), nn.Module):
+            found.append(compiled)
+        elif isinstance(outer, parallel):
+            found.append(outer.module)
         else:
-            return model
+            return found
 
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether calling the model runs a compiled function."""
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+    return hasattr(model, "_orig_mod") or is_compiled_in_place(model)
+
+
+def is_compiled_in_place(model: nn.Module) -> bool:
+    """Whether `model.compile()` was called, so that its own hooks are compiled with it."""
+    return getattr(model, "_compiled_call_impl", None) is not None
 
 
 def compiled_parts(model: nn.Module) -> set[nn.Module]:

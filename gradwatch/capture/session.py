@@ -15,7 +15,12 @@ from gradwatch.capture.facts import describe_model
 from gradwatch.capture.forward import ForwardGate
 from gradwatch.capture.gradient import GradientCapture
 from gradwatch.capture.layers import LayerCapture
-from gradwatch.capture.names import is_compiled, unwrap_model
+from gradwatch.capture.names import (
+    is_compiled,
+    is_compiled_in_place,
+    unwrap_model,
+    wrappers_of,
+)
 from gradwatch.capture.optimizer import OptimizerTap
 from gradwatch.capture.parameters import ParameterTable
 from gradwatch.capture.sample import Sample, take_sample
@@ -86,11 +91,11 @@ class Session:
             *([BackwardObserver(self._note_loss)] if track_loss else []),
             *([ClippingObserver(self._note_clipping)] if track_clipping else []),
         ]
-        # Inside a compiled region a hook would break the graph; its wrapper runs hooks eagerly.
-        compiled = is_compiled(model)
-        self.gate = ForwardGate(
-            model if compiled else inner, self._begin_forward, self._end_forward, isolation
-        )
+        # Inside a compiled region a hook would break the graph, and even decide whether there is
+        # one; outside of it, on a wrapper, hooks run as ever.
+        compiled = any(map(is_compiled, wrappers_of(model)))
+        root = inner if not compiled else None if is_compiled_in_place(model) else model
+        self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
         wanted = "activations" in needs and not compiled
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
         self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,8 +83,16 @@ def verdict(before: float, after: float, *, images: int) -> str:
 
 
 def command(folder: Path) -> str:
-    """The command that opens the TensorBoard page of the runs in a folder."""
-    return shlex.join(["tensorboard", "--logdir", str(folder)])
+    """The command that opens the TensorBoard page of the runs in a folder.
+
+    In an environment that is not activated it is the one beside this Python.
+    """
+    beside = Path(sys.executable).with_name("tensorboard")
+    here = Path.cwd()
+    program = "tensorboard"
+    if shutil.which(program) is None and beside.exists():
+        program = str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return shlex.join([program, "--logdir", str(folder)])
 
 
 def _found(report: Report) -> str:
