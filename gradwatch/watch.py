@@ -101,6 +101,7 @@ class Watch:
         kept = tuple(
             item for item in wanted if any(selection.keeps_some_of(name) for name in item.metrics)
         )
+        self._process = os.getpid()
         self._log_every = log_every_n_steps
         self._closed = False
         self._reports = 0
@@ -373,4 +374,5 @@ _open_watches: WeakSet[Watch] = WeakSet()
 def _close_open_watches() -> None:
     """A loop that ends without `close` must not lose its last values."""
     for item in list(_open_watches):
-        item.close()
+        if item._process == os.getpid():  # a forked child has neither the files nor the threads
+            item.close()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 CHUNK: Final = 2**16
-"""Longest dot product that is exact to 2e-6 even for equal entries, whose roundings add up."""
+"""Longest dot product that is exact to 4e-6 even for equal entries, whose roundings add up."""
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -259,7 +259,7 @@ def test_knobs_do_not_silence_one_another(tmp_path: Path) -> None:
     }
 
 
-def test_recommendations_are_a_table(tmp_path: Path) -> None:
+def test_a_recommendation_is_readable_markdown(tmp_path: Path) -> None:
     item = Recommendation(
         knob="learning_rate",
         scope="a|b",
@@ -267,17 +267,18 @@ def test_recommendations_are_a_table(tmp_path: Path) -> None:
         proposed=0.05,
         unit="P²/L",
         severity="warning",
-        reason="It is | too\nsteep.",
+        reason="It is *too*\nsteep.",
+        expected="loss < 1",
         source="Somebody 2020",
     )
     record(tmp_path, run(), Report(step=10, recommendations=(item,)))
     ((step, text),) = texts(tmp_path, "gradwatch/recommendations")
     assert step == 10
-    assert text.splitlines() == [
-        "| severity | knob | scope | change | why | source |",
-        "| --- | --- | --- | --- | --- | --- |",
-        r"| warning | learning_rate | a\|b | 0.1 -> 0.05 P²/L | It is \| too steep. "
-        "| Somebody 2020 |",
+    assert text.split("\n\n") == [
+        "**warning: learning_rate** of a|b: **0.1 -> 0.05 P²/L**",
+        r"It is \*too\* steep.",
+        "Expected: loss &lt; 1.",
+        "*Somebody 2020*",
     ]
 
 

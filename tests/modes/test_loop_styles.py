@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 
@@ -540,14 +541,18 @@ class Base(SGD):
 
 
 class Nested(Base):
-    """Steps twice in one step: both hooks of each class fire."""
+    """Does something before and after the step of its parent, whose hooks fire as well."""
 
     def step(self, closure: Any = None) -> Any:
+        self.decay(0.9)
         result = super().step(closure)
+        self.decay(0.99)
+        return result
+
+    def decay(self, factor: float) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.data.mul_(0.99)
-        return result
+                parameter.data.mul_(factor)
 
 
 @style
@@ -568,7 +573,32 @@ def nested_step() -> Books:
 def nested_step_with_closure() -> Books:
     model = mlp()
     SGD(mlp().parameters(), lr=0.1)
-    return with_closure(Books(model, [Nested(model.parameters(), lr=0.1)]), 3)
+    return with_closure(Books(model, [Base(model.parameters(), lr=0.1)]), 3)
+
+
+def checkpointed(reentrant: bool, batch_size: int | None) -> Books:
+    """The whole model is run again in the backward pass."""
+    run = books()
+    for _ in range(3):
+        run.optimizer.zero_grad()
+        values = torch.randn(BATCH, 6, requires_grad=reentrant)
+        loss = checkpoint(run.model, values, use_reentrant=reentrant).square().mean()
+        loss.backward()
+        run.about_to_step()
+        run.optimizer.step()
+        run.stepped(loss=loss.item(), batch_size=batch_size)
+    return run
+
+
+@style
+def checkpointed_model() -> Books:
+    return checkpointed(False, BATCH)
+
+
+@style
+def checkpointed_model_reentrant() -> Books:
+    """Its only forward with gradients is inside the backward pass, where nothing is counted."""
+    return checkpointed(True, None)
 
 
 @style
@@ -905,8 +935,11 @@ def test_the_settings_of_the_step_are_right(name: str, runs: Runs) -> None:
         assert info.skipped == entry.skipped
         kinds = dict.fromkeys(type(item).__name__ for item in run.optimizers)
         assert info.optimizer == "+".join(kinds)
-        ratio = None if entry.batch_size is None else entry.lrs[0] / entry.batch_size
-        assert report.value("lr_batch_ratio") == pytest.approx(ratio, rel=EXACT)
+        ratio = report.value("lr_batch_ratio")
+        if entry.batch_size is None:
+            assert ratio is None
+        else:
+            assert ratio == pytest.approx(entry.lrs[0] / entry.batch_size, rel=EXACT)
 
 
 # --- What has no place in the books ------------------------------------------------------------
@@ -927,6 +960,26 @@ def test_the_scale_is_told_where_the_optimizer_takes_it_out() -> None:
     run.watch.close()
     assert [report.info.loss_scale for report in run.told.reports] == [1024, 1024, 512, 512]
     assert all(report.recommendations == () for report in run.told.reports)
+
+
+def test_a_learning_rate_that_is_a_tensor_is_that_of_its_step() -> None:
+    """Also where the report comes after the scheduler has changed it in place."""
+    model = mlp()
+    lr = torch.tensor(0.8)
+    optimizer = SGD(model.parameters(), lr=lr, foreach=False)
+    told = gradwatch.MemorySink()
+    with gradwatch.watch(
+        model, optimizer, sinks=[told], every_n_steps=1, log_every_n_steps=3, on_error="raise"
+    ):
+        for _ in range(4):
+            model(torch.randn(BATCH, 6)).sum().backward()
+            optimizer.step()
+            lr.mul_(0.5)
+    steps = [info for report in told.reports for info in report.steps]
+    assert [info.lr for info in steps] == pytest.approx([0.8, 0.4, 0.2, 0.1])
+    ratios = [item for report in told.reports for item in report.measurements]
+    found = [item.value * BATCH for item in ratios if item.metric == "lr_batch_ratio"]
+    assert found == pytest.approx([0.8, 0.4, 0.2, 0.1])
 
 
 def test_gradients_that_are_not_finite_are_measured() -> None:
