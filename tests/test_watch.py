@@ -527,6 +527,27 @@ def test_a_trained_model_is_no_initialisation() -> None:
         assert watch.recommendations == ()
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "RMSprop", "NAdam", "LBFGS"])
+def test_an_optimizer_that_has_not_stepped_is_untouched(name: str) -> None:
+    """Adagrad has a state from the beginning."""
+    model, _ = fading()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = (model(torch.randn(9, 32)) - 1).square().mean()
+        loss.backward()
+        return loss
+
+    found = []
+    for _ in range(2):
+        with gradwatch.watch(model, optimizer, **OPTIONS) as watch:
+            optimizer.step(closure)
+        found.append((watch.model_info.untouched_optimizer, bool(watch.recommendations)))
+    # Plain SGD keeps nothing from which one could know.
+    assert found == [(True, True), (name == "SGD", found[1][1])]
+
+
 def test_state_dict_holds_plain_values_at_any_time() -> None:
     model, optimizer, watch, _ = watched(every_n_steps=1, log_every_n_steps=3)
     for _ in range(5):

@@ -103,7 +103,8 @@ class LinkTrace:
         """For each layer that feeds another one in a recognised way, what stands in between.
 
         A layer that ran several times in the forward is left out: with shared weights the
-        factors of a chain are not independent, and theory is silent.
+        factors of a chain are not independent, and theory is silent. So is one that feeds
+        several layers in different ways.
 
         Args:
             layers: the layers that count, at both ends of a link.
@@ -112,11 +113,11 @@ class LinkTrace:
             The link of each layer that feeds another one.
         """
         once = {name for name in layers if self._calls[name] == 1}
-        return {
-            link.origin: link
-            for name, link in self.links.items()
-            if link is not None and name in once and link.origin in once
-        }
+        found: dict[str, set[Link]] = {}
+        for name, link in self.links.items():
+            if link is not None and name in once and link.origin in once:
+                found.setdefault(link.origin, set()).add(link)
+        return {origin: links.pop() for origin, links in found.items() if len(links) == 1}
 
     def _listen(self, module: nn.Module, see: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:

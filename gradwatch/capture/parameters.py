@@ -1,6 +1,6 @@
 """The parameters that the optimizers hold, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,6 +75,21 @@ class ParameterTable:
                 name = self._names.get(id(parameter))
                 found[name if name is not None else f"group{number}.{place}"] = parameter
         return found
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has taken steps; Adagrad has a state before its first one.
+
+    Args:
+        optimizer: a torch optimizer, outside a step.
+
+    Returns:
+        True if it has a state that does not count 0 steps.
+    """
+    return any(
+        not isinstance(state, Mapping) or float(state.get("step", 1)) > 0
+        for state in optimizer.state.values()
+    )
 
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gradwatch.capture.names import (
     wrappers_of,
 )
 from gradwatch.capture.optimizer import OptimizerTap
-from gradwatch.capture.parameters import ParameterTable
+from gradwatch.capture.parameters import ParameterTable, has_stepped
 from gradwatch.capture.sample import Sample, take_sample
 from gradwatch.capture.told import Told
 from gradwatch.interfaces import Need
@@ -78,11 +78,12 @@ class Session:
         self._isolation = isolation
         self._every = every_n_steps
         self._stepped: set[int] = set()
+        self._states = {id(optimizer): len(optimizer.state) for optimizer in self.optimizers}
         self.info = describe_model(
             inner,
             self.table.everything().values(),
             parameters=tuple(self.table.everything()),
-            untouched_optimizer=not any(optimizer.state for optimizer in self.optimizers),
+            untouched_optimizer=not any(map(has_stepped, self.optimizers)),
             **(facts or {}),
         )
         self.clipping = ClippingRecord(visible=track_clipping)
@@ -177,7 +178,8 @@ class Session:
 
     def begins(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
-        if self.step == 0 and not self._stepped and optimizer.state:  # loaded after attaching
+        loaded_since = len(optimizer.state) > self._states[id(optimizer)]
+        if self.step == 0 and not self._stepped and loaded_since:
             self.info = replace(self.info, untouched_optimizer=False)
         if id(optimizer) in self._stepped:
             self._end_round()

@@ -266,6 +266,22 @@ def test_a_fork_begins_new_chains() -> None:
     ]
 
 
+def test_a_layer_that_feeds_others_in_different_ways_is_in_no_chain() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 8)
+            self.left = nn.Linear(8, 4)
+            self.right = nn.Linear(8, 4)
+
+        def forward(self, values: Tensor) -> Tensor:
+            stem = self.stem(values)
+            output: Tensor = self.left(torch.relu(stem)) + self.right(torch.tanh(stem))
+            return output
+
+    assert chains(watch_one_step(Both(), torch.randn(8, 6))[0]) == []
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
