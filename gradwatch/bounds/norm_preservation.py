@@ -55,8 +55,8 @@ class NormPreservation(Bound):
     def interval(
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
-        chain = model.chain(measurement.scope)
-        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
+        chain = initial_chain(measurement, step, model)
+        if not chain:
             return None
         layer = next(item for item in chain if item.name == measurement.scope)
         expected = expected_log_gain(layer, by_fan_out(chain))
@@ -82,8 +82,8 @@ class ChainNormPreservation(Bound):
     def interval(
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
-        chain = model.chain(measurement.scope)
-        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
+        chain = initial_chain(measurement, step, model)
+        if not chain:
             return None
         names = [layer.name for layer in chain]
         upstream = chain[: names.index(measurement.scope) + 1]
@@ -112,13 +112,30 @@ class StableWidth(Bound):
     def interval(
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
-        chain = model.chain(measurement.scope)
-        if step.step > 0 or len(chain) < SHORTEST_CHAIN:
+        chain = initial_chain(measurement, step, model)
+        if not chain:
             return None
         because = next(filter(None, (doubt(layer, model) for layer in chain)), "")
         if any(layer.kind.startswith("Conv") and layer.fan_in > layer.width for layer in chain):
             because = because or "V is only an upper bound where positions share weights"
         return Interval(lower=0.0, upper=SPREAD_TOLERANCE**2, kind="law", undecided=because)
+
+
+def initial_chain(
+    measurement: Measurement, step: StepInfo, model: ModelInfo
+) -> tuple[LayerInfo, ...]:
+    """The chain that these statements are about.
+
+    Args:
+        measurement: of one of its layers.
+        step: the settings of its step.
+        model: facts about the model.
+
+    Returns:
+        Its layers, or none at a later step and where there are fewer than two.
+    """
+    chain = model.chain(measurement.scope)
+    return chain if step.step == 0 and len(chain) >= SHORTEST_CHAIN else ()
 
 
 def expected_log_gain(layer: LayerInfo, fan_out: bool) -> float:
