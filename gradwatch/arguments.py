@@ -1,9 +1,9 @@
 """Checks what the user passes, before step 0."""
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from gradwatch.errors import AttachError, ConfigError
 from gradwatch.interfaces import Monitor
 
 PartT = TypeVar("PartT")
+
+STATE_VERSION: Final = 1
+"""Of the states that `Watch.state_dict` returns."""
 
 
 def check_cadence(every_n_steps: int, log_every_n_steps: int) -> None:
@@ -136,6 +139,39 @@ def distinct_metrics(monitors: Sequence[Monitor]) -> tuple[str, ...]:
                 )
             owners[metric] = type(monitor).__name__
     return tuple(owners)
+
+
+def checked_state(state: Mapping[str, Any]) -> tuple[int, Any]:
+    """Step and model of a state that may have come from anywhere.
+
+    Args:
+        state: what the user took for a state of `Watch.state_dict`.
+
+    Returns:
+        The step, and the facts about the model as plain values or None.
+
+    Raises:
+        ConfigError: if the state is of another version or damaged.
+    """
+    if not isinstance(state, Mapping):
+        raise ConfigError(
+            f"the state must be what Watch.state_dict returned, got {type(state).__name__}"
+        )
+    if state.get("version") != STATE_VERSION:
+        raise ConfigError(
+            f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
+            "it was saved by another version of gradwatch"
+        )
+    missing = [key for key in ("step", "model", "pipeline") if key not in state]
+    if missing:
+        raise ConfigError(
+            f"the state must be what Watch.state_dict returned, got one without {missing}; "
+            "start without it"
+        )
+    step = state["step"]
+    if not isinstance(step, int) or step < 0:
+        raise ConfigError(f"the state must have a step of at least 0, got the step {step!r}")
+    return step, state["model"]
 
 
 def installed_versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 from gradwatch import presets
 from gradwatch.announce import Announcer, OnRecommendation
 from gradwatch.arguments import (
+    STATE_VERSION,
     check_cadence,
     check_count,
+    checked_state,
     distinct_metrics,
     installed_versions,
     plain_optimizers,
@@ -33,8 +35,6 @@ from gradwatch.pipeline import Parts, Pipeline
 from gradwatch.records import ModelInfo, Recommendation, Report, RunInfo
 from gradwatch.serialise import from_json, to_json
 from gradwatch.standing import Standing
-
-STATE_VERSION: Final = 1
 
 
 class Watch:
@@ -269,7 +269,7 @@ class Watch:
                 f"load_state_dict must be called before the first step, got a watch at step "
                 f"{self.step}; make a new watch and load the state at once"
             )
-        step, model = _checked_state(state)
+        step, model = checked_state(state)
         info = self._session.info if model is None else from_json(ModelInfo, model)
         try:
             self._pipeline.load_state_dict(state["pipeline"], info)
@@ -335,33 +335,6 @@ class Watch:
             raise ClosedError(
                 f"Watch.{method} was called after close(); make a new watch with gradwatch.watch"
             )
-
-
-def _checked_state(state: Mapping[str, Any]) -> tuple[int, Any]:
-    """Step and model of a state that may have come from anywhere.
-
-    Raises:
-        ConfigError: if the state is of another version or damaged.
-    """
-    if not isinstance(state, Mapping):
-        raise ConfigError(
-            f"the state must be what Watch.state_dict returned, got {type(state).__name__}"
-        )
-    if state.get("version") != STATE_VERSION:
-        raise ConfigError(
-            f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
-            "it was saved by another version of gradwatch"
-        )
-    missing = [key for key in ("step", "model", "pipeline") if key not in state]
-    if missing:
-        raise ConfigError(
-            f"the state must be what Watch.state_dict returned, got one without {missing}; "
-            "start without it"
-        )
-    step = state["step"]
-    if not isinstance(step, int) or step < 0:
-        raise ConfigError(f"the state must have a step of at least 0, got the step {step!r}")
-    return step, state["model"]
 
 
 watch = Watch
