@@ -13,7 +13,6 @@ class Standing:
     def __init__(self) -> None:
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._verdicts: dict[tuple[str, str, str], Verdict] = {}
-        self._notes: dict[str, None] = {}
         self._newest: Report | None = None
 
     def add(self, report: Report) -> None:
@@ -28,7 +27,6 @@ class Standing:
         for verdict in report.verdicts:
             item = verdict.measurement
             self._verdicts[verdict.bound, item.metric, item.scope] = verdict
-        self._notes.update(dict.fromkeys(report.notes))
 
     def summary(self) -> Report:
         """All that stands, as one report; an empty one before the first report."""
@@ -40,5 +38,5 @@ class Standing:
             measurements=tuple(self._measurements.values()),
             verdicts=tuple(self._verdicts.values()),
             recommendations=self._newest.recommendations,
-            notes=tuple(self._notes),
+            notes=self._newest.notes,
         )
