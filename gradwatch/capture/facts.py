@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from gradwatch.capture.names import canonical, named_modules
 from gradwatch.records import DropoutInfo, LayerInfo, ModelInfo
 
+ROOT: Final = "root"
+"""Scope of a model that is a single layer: unlike "model", it is about that layer's output."""
+
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECURRENT: Final = (nn.RNNBase, nn.RNNCellBase)
 DROPOUTS: Final = (
@@ -61,7 +64,8 @@ def describe_model(model: nn.Module, optimized: Iterable[Tensor], **facts: Any) 
 def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that own parameters themselves, in module order, each once.
 
-    A parametrised layer counts, the modules that compute its weight do not.
+    A parametrised layer counts, the modules that compute its weight do not. A model that is a
+    layer itself is called `ROOT`.
 
     Args:
         model: the unwrapped model.
@@ -70,7 +74,7 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
         Pairs of canonical name and module.
     """
     return [
-        (name, module)
+        (name or ROOT, module)
         for name, module in named_modules(model)
         if "parametrizations" not in name.split(".")
         and (any(True for _ in module.parameters(recurse=False)) or _is_parametrized(module))

@@ -8,7 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.facts import layers_of
+from gradwatch.capture.facts import ROOT, layers_of
 from gradwatch.capture.forward import ForwardGate, first_tensor
 from gradwatch.capture.gain import GainTap
 from gradwatch.capture.graph import Link
@@ -135,7 +135,7 @@ class LayerCapture:
             # The root's own hook must come before the one that closes the gate.
             self._handles.add(
                 module.register_forward_hook(
-                    OwnHook(self._hook(name)), with_kwargs=True, prepend=not name
+                    OwnHook(self._hook(name)), with_kwargs=True, prepend=name == ROOT
                 )
             )
         self._links.attach()

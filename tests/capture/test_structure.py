@@ -685,3 +685,13 @@ def test_gains_in_other_precisions(dtype: torch.dtype) -> None:
     model = between(nn.ReLU()).to(dtype)
     found = watch_one_step(model, inputs.to(dtype))[1].value("activation_gain", "0")
     assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_a_model_that_is_one_layer_has_a_name() -> None:
+    model = nn.Linear(16, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, on_error="raise") as watch:
+        model(torch.ones(8, 16)).sum().backward()
+        optimizer.step()
+    scopes = {m.scope for m in watch.summary().measurements if m.metric == "activation_norm"}
+    assert scopes == {layer.name for layer in watch.model_info.layers} == {"root"}
