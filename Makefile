@@ -36,7 +36,7 @@ contracts: setup
 	$(BIN)/lint-imports
 
 verify: setup  ## the long experiments of the theory pages; writes docs/verification.md
-	$(BIN)/python -m pytest -m "slow or not slow" --verification docs/verification.md
+	$(BIN)/python -m pytest -m "slow or not slow" --verification=docs/verification.md
 
 screenshot: setup  ## docs/images/tensorboard.png from a new run of the demo; needs chromium
 	$(BIN)/python docs/screenshot.py

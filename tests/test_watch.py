@@ -682,7 +682,7 @@ def test_two_parts_of_a_model_can_have_a_watch_each() -> None:
     for sink in sinks:
         named = {scope for metric, scope in values(sink.reports[0]) if scope != "model"}
         assert {"weight", "bias"} <= named
-        assert ("activation_norm", "") in values(sink.reports[0])
+        assert ("activation_norm", "root") in values(sink.reports[0])
 
 
 def test_a_patch_of_somebody_else_stays() -> None:
@@ -755,7 +755,7 @@ def test_a_model_that_is_a_single_layer_is_measured() -> None:
         output.sum().backward()
         optimizer.step()
     expected = output.double().square().sum(1).mean().sqrt().item()
-    assert told.reports[0].value("activation_norm", "") == pytest.approx(expected, rel=1e-5)
+    assert told.reports[0].value("activation_norm", "root") == pytest.approx(expected, rel=1e-5)
 
 
 class OwnLoss(nn.Module):
