@@ -20,13 +20,18 @@ from typing_extensions import override
 
 from gradwatch.interfaces import Bound
 from gradwatch.records import Interval, LayerInfo, Measurement, ModelInfo, StepInfo
-from gradwatch.theory.norm_preservation import activation_law, activation_second_moment
+from gradwatch.theory.norm_preservation import (
+    NARROWEST,
+    ActivationLaw,
+    activation_law,
+    activation_second_moment,
+    norm_variance,
+)
 
 SIGMAS: Final = 4.0
 """Standard deviations of the law that one random draw may be off."""
 SMALLEST_TOLERANCE: Final = 0.1
 """Smaller deviations of the log gain hurt nobody, however significant."""
-NARROWEST: Final = 16
 SHORTEST_CHAIN: Final = 2
 SPREAD_TOLERANCE: Final = 0.5
 """Wanted standard deviation of the log squared norm between initialisations."""
@@ -88,7 +93,8 @@ class ChainNormPreservation(Bound):
         names = [layer.name for layer in chain]
         upstream = chain[: names.index(measurement.scope) + 1]
         fan_out = by_fan_out(chain)
-        variance = sum((layer.kappa or 0.0) / layer.width for layer in upstream)
+        kappas = [layer.kappa or 0.0 for layer in upstream]
+        variance = norm_variance([layer.width for layer in upstream], kappas)
         expected = sum(expected_log_gain(layer, fan_out) for layer in upstream) - variance / 2
         tolerance = max(SMALLEST_TOLERANCE, SIGMAS * math.sqrt(variance))
         reasons = (doubt(layer, model) or too_narrow(layer) for layer in upstream)
@@ -138,6 +144,18 @@ def initial_chain(
     return chain if step.step == 0 and len(chain) >= SHORTEST_CHAIN else ()
 
 
+def law_of(layer: LayerInfo) -> ActivationLaw:
+    """The law of the activation behind a layer.
+
+    Args:
+        layer: a layer of a chain.
+
+    Returns:
+        Its moments and the gain that preserves the norm.
+    """
+    return activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
+
+
 def expected_log_gain(layer: LayerInfo, fan_out: bool) -> float:
     """Log of the gain that norm-preserving weights would have, for the input as it is.
 
@@ -148,8 +166,7 @@ def expected_log_gain(layer: LayerInfo, fan_out: bool) -> float:
     Returns:
         0 for a positively homogeneous activation and fan-in scaling without padding.
     """
-    slope = layer.negative_slope
-    law = activation_law(layer.activation or "identity", negative_slope=slope)
+    law = law_of(layer)
     convention = math.log(layer.fan_in / layer.fan_out) if fan_out else 0.0
     arriving = layer.input_mean_square
     if law.homogeneous or not arriving or not math.isfinite(arriving):
@@ -167,7 +184,7 @@ def preserved_variance(layer: LayerInfo) -> float:
     Returns:
         1 at the fixed point, where the input has the mean square `E phi(z)²`.
     """
-    law = activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
+    law = law_of(layer)
     return (layer.input_mean_square or 0.0) * layer.padding_factor / law.second_moment
 
 
@@ -203,7 +220,7 @@ def doubt(layer: LayerInfo, model: ModelInfo) -> str:
         return f"the input of {layer.name} is one-hot"
     if not _is_random_draw(layer):
         return f"the weights of {layer.name} are no fresh random draw (trained or special)"
-    law = activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
+    law = law_of(layer)
     low, high = _UNIT_RANGE
     if not law.homogeneous and not low <= preserved_variance(layer) <= high:
         return f"{law.name} keeps norms near unit variance only; {layer.name} is far from it"
@@ -233,7 +250,7 @@ def _around(expected: float, tolerance: float, because: str) -> Interval:
 
 
 def _fits(layer: LayerInfo, fan: int) -> bool:
-    law = activation_law(layer.activation or "identity", negative_slope=layer.negative_slope)
+    law = law_of(layer)
     product = (layer.weight_variance or 0.0) * fan * law.second_moment
     return product > 0 and abs(math.log(product)) <= SMALLEST_TOLERANCE
 

@@ -119,7 +119,6 @@ def _view(session: "Session") -> StepView:
         loss=told.best_loss(session.gate.losses),
         lr=_kept(lrs[0]) if lrs else None,
         batch_size=told.batch_size or session.gate.samples or None,
-        loss_scaled=gradients.loss_scale is not None,
         without_gradient=gradients.without_gradient,
     )
 

@@ -83,7 +83,6 @@ class StepView:
         lr: learning rate of the first parameter group [P²/L]; a tensor if the optimizer holds
             it as one.
         batch_size: samples in this optimizer step, or None if not seen.
-        loss_scaled: a loss scaler is at work, so that non-finite gradients are routine.
         without_gradient: trainable parameters that no gradient reached in this step.
         notes: what could not be measured, and why.
     """
@@ -101,7 +100,6 @@ class StepView:
     loss: Tensor | None = None
     lr: float | Tensor | None = None
     batch_size: int | None = None
-    loss_scaled: bool = False
     without_gradient: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 

@@ -9,6 +9,7 @@ from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.interfaces import Monitor
 from gradwatch.numerics.reading import Reading
 from gradwatch.records import ModelInfo
+from gradwatch.theory.norm_preservation import norm_variance
 
 
 class ActivationNorm(Monitor):
@@ -64,5 +65,6 @@ def _along_chains(model: ModelInfo, gains: NamedValues) -> Iterator[Reading]:
         wanted = torch.tensor([place[name] for name in names]).to(gains.values.device)
         product = gains.values[wanted].cumsum(0).exp()
         yield Reading("activation_gain_cumulative", product, names)
-        variance = sum((layer.kappa or 0.0) / layer.width for layer in chain)
+        kappas = [layer.kappa or 0.0 for layer in chain]
+        variance = norm_variance([layer.width for layer in chain], kappas)
         yield Reading("gain_log_variance", torch.tensor(variance), names[-1:])

@@ -8,10 +8,10 @@ from typing_extensions import override
 from gradwatch.interfaces import Rule
 from gradwatch.records import History, LayerInfo, Recommendation, Report, Verdict
 from gradwatch.rules.chain import severity_of_factor, span
+from gradwatch.theory.norm_preservation import NARROWEST
 
 LAYER_BOUND = "NormPreservation"
 CHAIN_BOUND = "ChainNormPreservation"
-NARROWEST = 16
 
 
 class Initialisation(Rule):

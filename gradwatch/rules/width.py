@@ -10,16 +10,15 @@ from gradwatch.records import History, LayerInfo, Recommendation, Verdict
 from gradwatch.rules.chain import severity_of_factor, span
 from gradwatch.theory.norm_preservation import width_for_stability
 
-TAU = 0.5
-
 
 class Width(Rule):
     """Recommends a width at which the signal's norm varies little between initialisations.
 
     From `StableWidth` at step 0, for chains of at least two layers: `width >= kappa L/tau²` with
-    `tau = 0.5`. The severity follows the range in which 95 % of random initialisations fall:
-    their norm at the end of the chain is off by a factor of up to `exp(V/4 + sqrt(V))`. The
-    uniform PAC widths are vacuous at realistic sizes and are never recommended.
+    `tau²` the upper edge of the verdict. The severity follows the range in which 95 % of random
+    initialisations fall: their norm at the end of the chain is off by a factor of up to
+    `exp(V/4 + sqrt(V))`. The uniform PAC widths are vacuous at realistic sizes and are never
+    recommended.
 
     References:
         derived from Arpit and Bengio 2019, arXiv:1901.03611; the 1/width sum as in Hanin and
@@ -45,7 +44,7 @@ def _recommend(verdict: Verdict, chain: Sequence[LayerInfo]) -> Recommendation:
         scope=span(chain),
         targets=tuple(layer.name for layer in chain),
         current=round(kappa * depth / variance),
-        proposed=width_for_stability(depth, TAU, kappa),
+        proposed=width_for_stability(depth, math.sqrt(verdict.interval.upper), kappa),
         unit="units",
         severity=severity_of_factor(spread),
         reason=(

@@ -25,6 +25,7 @@ from gradwatch.theory.norm_preservation.architecture import (
     residual_factor,
 )
 from gradwatch.theory.norm_preservation.chain import (
+    NARROWEST,
     log_ratio_moments,
     norm_variance,
     ratio_variance,
@@ -64,6 +65,7 @@ from gradwatch.theory.norm_preservation.one_layer import (
 from gradwatch.theory.norm_preservation.subspace import NormBounds, subspace_bounds, subspace_width
 
 __all__ = [
+    "NARROWEST",
     "ActivationLaw",
     "Moments",
     "NormBounds",

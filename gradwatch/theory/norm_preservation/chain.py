@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from gradwatch.theory.norm_preservation.argument import (
     not_negative,
@@ -10,6 +11,9 @@ from gradwatch.theory.norm_preservation.argument import (
     widths_with_kappas,
 )
 from gradwatch.theory.norm_preservation.one_layer import Moments
+
+NARROWEST: Final = 16
+"""Fewest units of a layer whose log gain is close to normal."""
 
 
 def norm_variance(widths: Sequence[int], kappas: Sequence[float]) -> float:
