@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types contracts verify screenshot clean
+.PHONY: help setup demo test lint types contracts modes verify screenshot clean
 
 help:  ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,6 +34,9 @@ types: setup
 
 contracts: setup
 	$(BIN)/lint-imports
+
+modes: setup  ## docs/modes.md: what is measured in which mode, from the tests
+	$(BIN)/python -m pytest tests/modes --modes=docs/modes.md
 
 verify: setup  ## the long experiments of the theory pages; writes docs/verification.md
 	$(BIN)/python -m pytest -m "slow or not slow" --verification=docs/verification.md

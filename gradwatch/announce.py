@@ -1,8 +1,8 @@
 """Tells the user of new recommendations in the way they chose."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal
 
 from gradwatch.errors import AdviceError, ConfigError, GradwatchWarning
 from gradwatch.isolation import Isolation
@@ -47,6 +47,14 @@ class Announcer:
             if level > self._announced.get((item.knob, item.scope), -1):
                 self._announced[item.knob, item.scope] = level
                 self._speak(item)
+
+    def state_dict(self) -> list[list[Any]]:
+        """What has been spoken of, as plain values."""
+        return [[knob, scope, level] for (knob, scope), level in self._announced.items()]
+
+    def load_state_dict(self, state: Iterable[Sequence[Any]]) -> None:
+        """Takes back what `state_dict` returned."""
+        self._announced = {(knob, scope): level for knob, scope, level in state}
 
     def _speak(self, item: Recommendation) -> None:
         mode = self._mode

@@ -162,7 +162,7 @@ def checked_state(state: Mapping[str, Any]) -> tuple[int, Any]:
             f"the state must have version {STATE_VERSION}, got {state.get('version')!r}; "
             "it was saved by another version of gradwatch"
         )
-    missing = [key for key in ("step", "model", "pipeline") if key not in state]
+    missing = [key for key in ("step", "model", "pipeline", "announced") if key not in state]
     if missing:
         raise ConfigError(
             f"the state must be what Watch.state_dict returned, got one without {missing}; "

@@ -65,6 +65,7 @@ class Pipeline:
     Attributes:
         history: the reports so far.
         first_seen: the step since which a recommendation stands, by knob and scope.
+        advised: the knobs that have been advised on.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Pipeline:
     ) -> None:
         self.history = History(model)
         self.first_seen: dict[tuple[str, str], int] = {}
+        self.advised: tuple[str, ...] = ()
         self._parts = parts
         self._selection = selection
         self._isolation = isolation
@@ -141,6 +143,7 @@ class Pipeline:
         return {
             "first_report": self.history[0].to_dict() if self.history else None,
             "first_seen": [[knob, scope, step] for (knob, scope), step in self.first_seen.items()],
+            "advised": list(self.advised),
             "monitors": {
                 name: self._isolation.run(name, monitor.state_dict) or {}
                 for monitor in self._parts.monitors
@@ -162,8 +165,8 @@ class Pipeline:
         if state["first_report"] is not None:
             history.append(Report.from_dict(state["first_report"]))
         first_seen = {(knob, scope): step for knob, scope, step in state["first_seen"]}
-        monitors = dict(state["monitors"])
-        self.history, self.first_seen = history, first_seen
+        monitors, advised = dict(state["monitors"]), tuple(state["advised"])
+        self.history, self.first_seen, self.advised = history, first_seen, advised
         for monitor in self._parts.monitors:
             name = self._names[id(monitor)]
             saved = monitors.get(name)
@@ -223,6 +226,7 @@ class Pipeline:
             replace(item, since_step=self.first_seen.setdefault((item.knob, item.scope), step))
             for item in advice
         ]
+        self.advised = tuple(dict.fromkeys([*self.advised, *(item.knob for item in advice)]))
         standing = {(item.knob, item.scope) for item in dated}
         self.first_seen = {key: step for key, step in self.first_seen.items() if key in standing}
         return tuple(sorted(dated, key=lambda item: -SEVERITIES.index(item.severity)))

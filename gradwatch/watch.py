@@ -160,6 +160,11 @@ class Watch:
         return self._session.step
 
     @property
+    def sampling(self) -> bool:
+        """Whether the step under way is measured; on others nothing that is told is kept."""
+        return self._session.sampling
+
+    @property
     def model_info(self) -> ModelInfo:
         """What is known about the model."""
         return self._session.info
@@ -212,6 +217,35 @@ class Watch:
         self._check_open("observe")
         self._session.observe(loss=loss, batch_size=batch_size, epoch=epoch)
 
+    def forward_begins(self, batch_size: int | None = None) -> None:
+        """Says that a training forward begins, where the loop does not call the model itself.
+
+        Only for loops that train by calling a method of the model or its parts, as frameworks
+        do; until `forward_ends`, calls of the model itself do not count as forwards.
+
+        Args:
+            batch_size: samples that enter; None if that is told otherwise.
+
+        Raises:
+            ClosedError: if the watch is closed.
+            ConfigError: if `batch_size` is no positive integer.
+        """
+        self._check_open("forward_begins")
+        check_count("batch_size", batch_size)
+        self._session.forward_begins(batch_size or 0)
+
+    def forward_ends(self, *, completed: bool = True) -> None:
+        """Says that the forward is over; `backward()` comes next.
+
+        Args:
+            completed: its loss will be trained on; False takes its samples back.
+
+        Raises:
+            ClosedError: if the watch is closed.
+        """
+        self._check_open("forward_ends")
+        self._session.forward_ends(completed)
+
     def clip_grad_norm_(
         self,
         max_norm: float,
@@ -250,6 +284,7 @@ class Watch:
             "step": self.step,
             "model": to_json(self._session.info) if self._reports else None,
             "pipeline": self._pipeline.state_dict(),
+            "announced": self._announcer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -273,6 +308,7 @@ class Watch:
         info = self._session.info if model is None else from_json(ModelInfo, model)
         try:
             self._pipeline.load_state_dict(state["pipeline"], info)
+            self._announcer.load_state_dict(state["announced"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the state must be what Watch.state_dict returned, got one whose pipeline is "
@@ -282,7 +318,7 @@ class Watch:
             self._session.start_at(step)
         else:
             self._session.resume(info, step)
-        self._run = replace(self._run, first_step=step)
+        self._run = replace(self._run, first_step=step, advised=self._pipeline.advised)
 
     def close(self) -> None:
         """Reports what is pending, takes every hook off and closes the sinks.

@@ -5,10 +5,15 @@ An experiment compares a measured number with theory through the `verify` fixtur
 """
 
 import copy
+import inspect
+import os
 import platform
 import random
 import re
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=None,
         help="write the table of the verification experiments to PATH",
+    )
+    parser.addoption(
+        "--modes",
+        metavar="PATH",
+        type=Path,
+        default=None,
+        help="write the matrix of training modes and quantities to PATH",
     )
 
 
@@ -145,6 +157,70 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def escape(cell: str) -> str:
     return cell.replace("|", "\\|")
+
+
+# --- Several processes -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """Run a function in real processes that train together: `on_ranks(function, *arguments)`.
+
+    The function must stand at the top of its test module, which is loaded anew in each process.
+    With `joined=True` the processes are in a gloo group when it is called; otherwise they have
+    the environment variables to form one. All are killed after `timeout` seconds, and the test
+    fails: nothing may hang.
+
+    Returns what the function returned on each rank.
+    """
+    counter = iter(range(100))
+
+    def run(
+        function: Callable[..., Any],
+        *arguments: Any,
+        world: int = 2,
+        joined: bool = True,
+        timeout: float = 120,
+    ) -> list[Any]:
+        folder = tmp_path / f"ranks{next(counter)}"
+        folder.mkdir()
+        torch.save(arguments, folder / "arguments.pt")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in range(world):
+            log = (folder / f"{rank}.log").open("w")
+            command = [sys.executable, str(Path(__file__).parent / "rank.py")]
+            command += [inspect.getfile(function), function.__name__, str(folder)]
+            command += ["joined" if joined else "alone"]
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            }
+            started.append(
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            )
+        end = time.monotonic() + timeout
+        try:
+            codes: list[int | None] = [
+                process.wait(max(0.1, end - time.monotonic())) for process in started
+            ]
+        except subprocess.TimeoutExpired:
+            codes = [None] * world
+        finally:
+            for process in started:
+                process.kill()
+        said = "\n".join((folder / f"{rank}.log").read_text()[-4000:] for rank in range(world))
+        assert codes == [0] * world, f"the ranks ended with {codes} (None: they hang)\n{said}"
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return run
 
 
 # --- What a watch may have touched -------------------------------------------------------------

@@ -46,6 +46,7 @@ class ForwardGate:
         self._handles = HookHandles()
         self.sampling = False
         self.is_open = False
+        self._held = False
         self._entered = 0
         self.reset()
         if model is not None:
@@ -68,30 +69,65 @@ class ForwardGate:
         self._handles.remove()
         self.is_open = False
 
+    def hold(self, samples: int) -> None:
+        """Opens the gate by hand, for a loop that trains without calling the root module.
+
+        Until `release`, calls of the root neither count nor close it.
+
+        Args:
+            samples: that enter.
+        """
+        self._open()
+        self._held = True
+        self._enter(samples)
+
+    def release(self, completed: bool) -> None:
+        """Closes the gate after `hold`; does nothing if it is not held.
+
+        Args:
+            completed: the batch will be trained on.
+        """
+        if self._held:
+            self._held = False
+            self._close(completed)
+
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_traced() or not module.training or not torch.is_grad_enabled() or inside_backward():
+        if self._held or is_traced() or not module.training:
             return
-        self._on_begin()
-        self.passes += 1
+        if not torch.is_grad_enabled() or inside_backward():
+            return
+        self._open()
         if self.sampling:
-            self.is_open = True
-            self._entered = 0
             self._isolation.run("input hook", self._count, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not self.is_open:
+        if self._held or not self.is_open:
             return
-        self.is_open = False
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
             self._isolation.run("output hook", self._take_loss, output)
-        else:  # the batch will not be trained on
+        self._close(completed)
+
+    def _open(self) -> None:
+        self._on_begin()
+        self.passes += 1
+        self._entered = 0
+        self.is_open = self.sampling
+
+    def _close(self, completed: bool) -> None:
+        if not self.is_open:
+            return
+        self.is_open = False
+        if not completed:  # the batch will not be trained on
             self.samples -= self._entered
         self._on_end(completed)
 
     def _count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._entered = batch_size((args, kwargs))
-        self.samples += self._entered
+        self._enter(batch_size((args, kwargs)))
+
+    def _enter(self, samples: int) -> None:
+        self._entered = samples
+        self.samples += samples
 
     def _take_loss(self, output: Any) -> None:
         loss = own_loss(output)

@@ -147,6 +147,22 @@ class Session:
         if self.sampling:
             self._isolation.run(CAPTURE, self._observe_gradients)
 
+    def forward_begins(self, samples: int) -> None:
+        """A training forward begins that the root module is not called for.
+
+        Args:
+            samples: that enter.
+        """
+        self._isolation.run(CAPTURE, self.gate.hold, samples)
+
+    def forward_ends(self, completed: bool) -> None:
+        """It is over.
+
+        Args:
+            completed: its loss will be trained on.
+        """
+        self._isolation.run(CAPTURE, self.gate.release, completed)
+
     def clip(self, max_norm: float, **options: Any) -> Tensor:
         """Does torch's clipping on all optimized parameters and records it.
 

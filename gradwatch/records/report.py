@@ -86,6 +86,7 @@ class RunInfo:
         first_step: the first step of this part of the run; above 0 after a resume.
         metrics: every metric that the monitors of the run may report.
         bounded: those of them that some bound judges.
+        advised: knobs that were advised on before `first_step`; their curves go on with 0.
         configuration: the options of the watch, as plain values.
         versions: of gradwatch, torch, numpy and Python.
     """
@@ -94,6 +95,7 @@ class RunInfo:
     first_step: int = 0
     metrics: tuple[str, ...] = ()
     bounded: tuple[str, ...] = ()
+    advised: tuple[str, ...] = ()
     configuration: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 

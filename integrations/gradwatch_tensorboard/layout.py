@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gradwatch.records import RunInfo
-from gradwatch_tensorboard.tag import LEARNING_RATE, LOWER, UPPER, Tags
+from gradwatch.tag import LEARNING_RATE, LOWER, UPPER, Tags
 
 Layout = dict[str, dict[str, list[str | list[str]]]]
 """Question, then title of the chart, then its kind and the regular expressions of its tags."""

@@ -2,19 +2,19 @@
 
 import importlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from typing_extensions import override
 
+from gradwatch import markdown
+from gradwatch.curve import Curves
 from gradwatch.errors import ConfigError, MissingExtraError, RecordError
 from gradwatch.interfaces import Sink
-from gradwatch.records import SEVERITIES, Recommendation, Report, RunInfo
-from gradwatch_tensorboard import text
+from gradwatch.records import Report, RunInfo
+from gradwatch.tag import readable
 from gradwatch_tensorboard.layout import layout
-from gradwatch_tensorboard.point import draw_singly, draw_together, points
-from gradwatch_tensorboard.tag import Tags, readable
+from gradwatch_tensorboard.point import draw_singly, draw_together
 
 _FILE_SUFFIX: Final = ".gradwatch"
 _ELSEWHERE: Final = "://"  # in addresses like s3://bucket/run, which tensorboard opens itself
@@ -40,7 +40,7 @@ class Writer(Protocol):
 class TensorBoardSink(Sink):
     """Draws measured values with their bounds, and the advice in words and as curves.
 
-    The tags are listed in `gradwatch_tensorboard.tag`. Values and learning rates stand at the
+    The tags are listed in `gradwatch.tag`. Values and learning rates stand at the
     step they belong to; the edges of a bound stand beside the value it judged, if it came to
     "holds" or "violated". Each report can be seen at once.
 
@@ -79,24 +79,24 @@ class TensorBoardSink(Sink):
         self._logdir = os.fspath(logdir or "")
         self._given = writer
         self._writer: Writer | None = None
-        self._tags = Tags(readable(tag_prefix))
+        self._tag_prefix = readable(tag_prefix)
         self._per_layer = per_layer
-        self._knobs: set[str] = set()
+        self._curves = Curves(self._tag_prefix)
         self._texts: dict[str, str] = {}
 
     @override
     def open(self, run: RunInfo) -> None:
         self.close()
-        self._knobs.clear()
+        self._curves = Curves(self._tag_prefix, per_layer=self._per_layer, advised=run.advised)
         # That nothing is missing is no news at the start; that nothing is advised is.
-        self._texts = {self._tags.not_measured: text.notes(())}
+        self._texts = {self._curves.tags.not_measured: markdown.notes(())}
         writer = self._given
         if writer is None:
             writer = _own_writer(self._logdir, run.first_step)
         self._writer = writer
         # Once only: a second layout would take the place of the first.
         if hasattr(writer, "add_custom_scalars"):
-            writer.add_custom_scalars(layout(run, self._tags, per_layer=self._per_layer))
+            writer.add_custom_scalars(layout(run, self._curves.tags, per_layer=self._per_layer))
         writer.flush()
 
     @override
@@ -104,9 +104,7 @@ class TensorBoardSink(Sink):
         writer = self._writer
         if writer is None:
             raise RecordError("TensorBoardSink got a report while it was closed; call open(run)")
-        values = points(report, self._tags, per_layer=self._per_layer)
-        for knob, level in self._levels(report.recommendations).items():
-            values[self._tags.advice(knob), report.step] = level
+        values = self._curves.points(report)
         if self._given is None:
             draw_together(writer, values)
         else:
@@ -121,19 +119,10 @@ class TensorBoardSink(Sink):
         if self._given is None and writer is not None:
             writer.close()  # type: ignore[attr-defined]  # an own writer has it
 
-    def _levels(self, recommendations: Iterable[Recommendation]) -> dict[str, float]:
-        # A knob that has spoken goes on with 0 when it is silent: its curve must come down.
-        levels = dict.fromkeys(sorted(self._knobs), 0.0)
-        for item in recommendations:
-            level = float(SEVERITIES.index(item.severity))
-            levels[item.knob] = max(level, levels.get(item.knob, 0.0))
-        self._knobs.update(levels)
-        return levels
-
     def _changed_texts(self, report: Report) -> dict[str, str]:
         now = {
-            self._tags.recommendations: text.recommendations(report.recommendations),
-            self._tags.not_measured: text.notes(report.notes),
+            self._curves.tags.recommendations: markdown.recommendations(report.recommendations),
+            self._curves.tags.not_measured: markdown.notes(report.notes),
         }
         changed = {tag: said for tag, said in now.items() if self._texts.get(tag) != said}
         self._texts |= changed

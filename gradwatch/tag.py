@@ -1,4 +1,4 @@
-"""The names under which values stand in TensorBoard; users rely on them.
+"""The names under which values stand in TensorBoard and in every logger; users rely on them.
 
 | tag                          | what                                                        |
 |------------------------------|-------------------------------------------------------------|

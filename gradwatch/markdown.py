@@ -1,4 +1,4 @@
-"""Recommendations and notes as Markdown, for the text page of TensorBoard."""
+"""Recommendations and notes as Markdown, for dashboards that show text."""
 
 import re
 from collections.abc import Sequence

@@ -1,0 +1,1 @@
+"""gradwatch in Lightning: one callback for `lightning` and `pytorch_lightning`."""

@@ -1,0 +1,1 @@
+"""gradwatch in the Hugging Face Trainer: one callback."""

@@ -1,0 +1,145 @@
+"""The matrix of training modes and measured quantities.
+
+A test fills a cell through the `cell` fixture: either the measured value equals an independent
+reference, or it is absent and the report says why. With `--modes PATH` the session writes the
+whole matrix as Markdown to PATH.
+"""
+
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import gradwatch
+
+QUANTITIES = (
+    "gradient_norm_used",
+    "gradient_norm",
+    "update_norm",
+    "activation_norm",
+    "loss",
+    "batch_size",
+    "lr",
+)
+PACKAGES = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "peft", "trl")
+Entry = tuple[str, str, str, str]  # family, mode, quantity, statement ("" for exact)
+
+
+class Cell:
+    """Fills cells of the matrix.
+
+    The module's FAMILY is the title of the table.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._family = str(request.module.FAMILY)
+        self._node = request.node
+
+    def equal(
+        self, mode: str, quantity: str, measured: Any, expected: Any, rel: float = 1e-5
+    ) -> None:
+        """The value is there and equals the reference; a mapping is compared item by item."""
+        assert measured is not None, f"{mode}: no {quantity}"
+        assert measured == pytest.approx(expected, rel=rel, abs=1e-12, nan_ok=True), (
+            f"{mode}: {quantity}"
+        )
+        self._fill(mode, quantity, "")
+
+    def unavailable(
+        self, mode: str, quantity: str, report: gradwatch.Report, statement: str
+    ) -> None:
+        """The value is absent, and a note of the report contains the statement."""
+        info = report.info
+        given: dict[str, Any] = {"lr": info.lr, "loss": info.loss, "batch_size": info.batch_size}
+        value = given.get(quantity, report.value(quantity))
+        scoped = [item for item in report.measurements if item.metric == quantity]
+        assert value is None, f"{mode}: {quantity} is {value}, not unavailable"
+        assert not scoped, f"{mode}: {quantity} is there for {len(scoped)} scopes"
+        assert any(statement in note for note in report.notes), (
+            f"{mode}: no note says {statement!r}, only {report.notes}"
+        )
+        self._fill(mode, quantity, statement)
+
+    def _fill(self, mode: str, quantity: str, content: str) -> None:
+        assert quantity in QUANTITIES
+        entry: Entry = (self._family, mode, quantity, content)
+        self._node.user_properties.append(("mode", entry))
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """Fill cells of the matrix: `cell.equal(...)`, `cell.unavailable(...)`."""
+    return Cell(request)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--modes")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ModeTable(path), "mode-table")
+
+
+class ModeTable:
+    """Collects the cells of all tests, whichever process ran them, and writes them at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells: dict[str, dict[str, dict[str, str]]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call":
+            return
+        for name, entry in report.user_properties:
+            if name == "mode":
+                family, mode, quantity, content = cast(Entry, entry)
+                row = self.cells.setdefault(family, {}).setdefault(mode, {})
+                known = row.setdefault(quantity, content)
+                row[quantity] = "**wrong**" if report.failed else known
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
+
+    def lines(self) -> Iterator[str]:
+        yield "# What is measured in which mode"
+        yield ""
+        yield "Each cell is a test in `tests/modes/`; `make modes` writes this page."
+        yield "*exact*: equal to an independent reference. A number: not available, for the reason"
+        yield "below the table, which the report states. Empty: the mode does not have it."
+        yield ""
+        yield f"Python {platform.python_version()}, {', '.join(installed(PACKAGES))}."
+        for family, rows in sorted(self.cells.items()):
+            yield from ("", f"## {family}", "")
+            yield from table(rows)
+
+
+def table(rows: dict[str, dict[str, str]]) -> Iterator[str]:
+    reasons: dict[str, int] = {}
+    yield f"| mode | {' | '.join(QUANTITIES)} |"
+    yield "|---" * (len(QUANTITIES) + 1) + "|"
+    for mode, row in sorted(rows.items()):
+        yield f"| {mode} | {' | '.join(shown(row.get(name), reasons) for name in QUANTITIES)} |"
+    if reasons:
+        yield ""
+    for reason, number in reasons.items():
+        yield f"{number}. {reason}"
+
+
+def shown(content: str | None, reasons: dict[str, int]) -> str:
+    match content:
+        case None:
+            return ""
+        case "":
+            return "exact"
+        case "**wrong**":
+            return content
+    return str(reasons.setdefault(content, len(reasons) + 1))
+
+
+def installed(packages: Sequence[str]) -> Iterator[str]:
+    for package in packages:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
