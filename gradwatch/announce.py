@@ -19,18 +19,23 @@ class Announcer:
         mode: `collect` says nothing, `warn` issues a `GradwatchWarning`, `raise` raises an
             `AdviceError`, both from `advice` on; a callable is called with every recommendation.
         isolation: what to do when the callable fails.
+        speaks: issue warnings; of several ranks only one does. What may change the training,
+            an error or a callable, happens on all of them alike.
 
     Raises:
         ConfigError: if `mode` is something else.
     """
 
-    def __init__(self, mode: OnRecommendation, isolation: Isolation) -> None:
+    def __init__(
+        self, mode: OnRecommendation, isolation: Isolation, *, speaks: bool = True
+    ) -> None:
         if mode not in MODES and not callable(mode):
             raise ConfigError(
                 f"on_recommendation must be one of {', '.join(MODES)} or a callable, got {mode!r}"
             )
         self._mode = mode
         self._isolation = isolation
+        self._speaks = speaks
         self._announced: dict[tuple[str, str], int] = {}
 
     def announce(self, recommendations: Iterable[Recommendation]) -> None:
@@ -64,4 +69,5 @@ class Announcer:
             text = f"{item.knob} of {item.scope}: {item.reason} [{item.source}]"
             if mode == "raise":
                 raise AdviceError(text)
-            warnings.warn(text, GradwatchWarning, stacklevel=2)
+            if self._speaks:
+                warnings.warn(text, GradwatchWarning, stacklevel=2)

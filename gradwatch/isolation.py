@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal, ParamSpec, TypeVar
 
 from gradwatch.errors import AdviceError, ConfigError
@@ -24,6 +24,7 @@ class Isolation:
 
     Attributes:
         failures: name of each part that is off, with what happened.
+        agreed: the parts that all ranks know to be off.
 
     Raises:
         ConfigError: if `on_error` is neither.
@@ -34,6 +35,7 @@ class Isolation:
             raise ConfigError(f"on_error must be 'disable' or 'raise', got {on_error!r}")
         self.on_error = on_error
         self.failures: dict[str, str] = {}
+        self.agreed: set[str] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,6 +70,23 @@ class Isolation:
                 raise
             self._switch_off(part, error)
             return None
+
+    def agree(self, parts: Iterable[str]) -> None:
+        """Switches off what has failed on any rank.
+
+        Args:
+            parts: the parts that have failed somewhere, here or on another rank.
+        """
+        for part in parts:
+            if part not in self.agreed:
+                self.agreed.add(part)
+                if part not in self.failures:
+                    self.failures[part] = "it failed on another rank"
+                    logger.warning(
+                        "%s failed on another rank and is switched off on all; the message of "
+                        "that rank says why. The training goes on without it.",
+                        part,
+                    )
 
     def _switch_off(self, part: str, error: Exception) -> None:
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,18 +1,20 @@
 """From samples to reports: read, fetch once, judge, advise, tell."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from torch import Tensor
 
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
+from gradwatch.capture.session import CAPTURE
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.reading import Reading, fetch
+from gradwatch.pending import Fetched, Pending
 from gradwatch.records import (
     SEVERITIES,
     History,
@@ -25,7 +27,10 @@ from gradwatch.records import (
     Verdict,
 )
 
-Learn = Callable[[list[list[float]]], ModelInfo]
+Learn = Callable[[Mapping[str, Sequence[float]]], ModelInfo]
+
+_OF_A_STEP_TAKEN: Final = ("gradient_", "clip_", "update_", "unmoved_")
+"""How the metrics begin that a step has only if the loss scaler did not skip it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +49,28 @@ class Parts:
     rules: tuple[Rule, ...] = ()
     sinks: tuple[Sink, ...] = ()
 
+    def names(self) -> dict[int, str]:
+        """How each is called in messages: "sink MemorySink", the next one "sink MemorySink 2"."""
+        roles: dict[str, Sequence[object]] = {
+            "monitor": self.monitors,
+            "bound": self.bounds,
+            "rule": self.rules,
+            "sink": self.sinks,
+        }
+        counts: Counter[str] = Counter()
+        names: dict[int, str] = {}
+        for role, group in roles.items():
+            for part in group:
+                name = f"{role} {type(part).__name__}"
+                counts[name] += 1
+                names[id(part)] = name if counts[name] == 1 else f"{name} {counts[name]}"
+        return names
 
-@dataclass(slots=True)
-class _Pending:
-    """One sampled step whose numbers are still on the device."""
-
-    sample: Sample
-    readings: list[Reading] = field(default_factory=list)
+    @property
+    def on_all_ranks(self) -> tuple[str, ...]:
+        """The names of all but the sinks, which only one rank has."""
+        names = self.names()
+        return tuple(names[id(part)] for part in (*self.monitors, *self.bounds, *self.rules))
 
 
 class Pipeline:
@@ -61,6 +81,7 @@ class Pipeline:
         selection: which metrics and scopes are reported.
         isolation: what to do when a part fails.
         model: facts about the model.
+        shared: the parts whose failures concern all ranks, in the order of `read`'s `failures`.
 
     Attributes:
         history: the reports so far.
@@ -69,7 +90,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, parts: Parts, selection: Selection, isolation: Isolation, model: ModelInfo
+        self,
+        parts: Parts,
+        selection: Selection,
+        isolation: Isolation,
+        model: ModelInfo,
+        shared: Sequence[str] = (),
     ) -> None:
         self.history = History(model)
         self.first_seen: dict[tuple[str, str], int] = {}
@@ -77,8 +103,9 @@ class Pipeline:
         self._parts = parts
         self._selection = selection
         self._isolation = isolation
-        self._names = _names(parts)
-        self._pending: list[_Pending] = []
+        self._names = parts.names()
+        self._shared = tuple(shared)
+        self._pending: list[Pending] = []
         self._opened = False
 
     @property
@@ -86,48 +113,38 @@ class Pipeline:
         """Whether sampled steps wait for a report."""
         return bool(self._pending)
 
-    def read(self, sample: Sample) -> None:
+    def read(self, sample: Sample | None, failures: Tensor | None = None) -> None:
         """Lets every monitor read a sampled step; nothing travels to the host.
 
         Args:
-            sample: the step.
+            sample: the step, None if it could not be captured.
+            failures: for each shared part, on how many ranks it has failed; None if there are
+                no other ranks.
         """
-        pending = _Pending(sample)
+        pending = Pending(sample, failures)
+        self._pending.append(pending)
+        if sample is None:
+            return
         for monitor in self._parts.monitors:
             readings = self._isolation.run(self._names[id(monitor)], _read, monitor, sample)
             pending.readings.extend(readings or ())
-        self._pending.append(pending)
 
-    def report(self, run: RunInfo, facts: Sequence[Tensor], learn: Learn) -> Report:
+    def report(self, run: RunInfo, learn: Learn) -> Report | None:
         """Makes the report of all samples since the last one, with one transfer to the host.
 
         Args:
             run: the header, for sinks that have not been opened yet.
-            facts: tensors that the facts about the model still need.
-            learn: called with their numbers; returns the completed facts.
+            learn: called with facts about layers that are new; returns the completed facts.
 
         Returns:
-            The report, already told to the sinks.
+            The report, already told to the sinks; None if there is nothing to report.
         """
-        pending, self._pending = self._pending, []
-        settings = [item.sample.tensors() for item in pending]
-        values = [
-            tensor for item in pending for reading in item.readings for tensor in reading.tensors()
-        ]
-        numbers = iter(
-            fetch([*facts, *(tensor for group in settings for tensor in group), *values])
-        )
-        self.history.model = learn([next(numbers) for _ in facts])
-        steps = tuple(
-            item.sample.complete([next(numbers) for _ in group])
-            for item, group in zip(pending, settings, strict=True)
-        )
-        measurements: list[Measurement] = []
-        for item, step in zip(pending, steps, strict=True):
-            for reading in item.readings:
-                fetched = [number for _ in reading.tensors() for number in next(numbers)]
-                measurements += self._kept(reading.measurements(step.step, fetched), step)
-        report = self._judged(steps, tuple(measurements), pending)
+        found = self._fetch()
+        if not found:
+            return None
+        facts = {name: numbers for item in found for name, numbers in item.facts.items()}
+        self.history.model = learn(facts)
+        report = self._judged(found)
         self._tell(replace(run, model=self.history.model), report)
         return report
 
@@ -173,24 +190,32 @@ class Pipeline:
             if saved:
                 self._isolation.run(name, monitor.load_state_dict, saved)
 
-    def _kept(self, measurements: Iterable[Measurement], step: StepInfo) -> list[Measurement]:
+    def _fetch(self) -> list[Fetched]:
+        """What is pending, on the host; without what not all ranks could contribute to."""
+        pending, self._pending = self._pending, []
+        tensors = [item.tensors() for item in pending]
+        numbers = iter(fetch([tensor for group in tensors for tensor in group]))
+        found = []
+        for item, group in zip(pending, tensors, strict=True):
+            arrived = [next(numbers) for _ in group]
+            self._isolation.agree(item.failed(arrived, self._shared))
+            whole = CAPTURE not in self._isolation.agreed
+            if whole and (step := item.fetched(arrived)) is not None:
+                found.append(step)
+        return found
+
+    def _kept(self, item: Fetched) -> list[Measurement]:
         """What is wanted; a step that the loss scaler skipped has no gradient to speak of."""
         return [
-            item
-            for item in measurements
-            if self._selection.keeps(item.metric, item.scope)
-            and not (
-                step.skipped
-                and item.metric.startswith(("gradient_", "clip_", "update_", "unmoved_"))
-            )
+            found
+            for found in item.measurements
+            if self._selection.keeps(found.metric, found.scope)
+            and not (item.step.skipped and found.metric.startswith(_OF_A_STEP_TAKEN))
         ]
 
-    def _judged(
-        self,
-        steps: tuple[StepInfo, ...],
-        measurements: tuple[Measurement, ...],
-        pending: Sequence[_Pending],
-    ) -> Report:
+    def _judged(self, found: Sequence[Fetched]) -> Report:
+        steps = tuple(item.step for item in found)
+        measurements = tuple(value for item in found for value in self._kept(item))
         report = Report(
             step=steps[-1].step,
             steps=steps,
@@ -199,7 +224,9 @@ class Pipeline:
         )
         self.history.append(report)
         advice = self._advice(report.step)
-        report = replace(report, recommendations=advice, notes=self._notes(pending))
+        notes = [note for item in found for note in item.notes]
+        notes = list(dict.fromkeys([*notes, *self._isolation.notes]))
+        report = replace(report, recommendations=advice, notes=tuple(notes))
         self.history.replace_newest(report)
         return report
 
@@ -231,10 +258,6 @@ class Pipeline:
         self.first_seen = {key: step for key, step in self.first_seen.items() if key in standing}
         return tuple(sorted(dated, key=lambda item: -SEVERITIES.index(item.severity)))
 
-    def _notes(self, pending: Sequence[_Pending]) -> tuple[str, ...]:
-        notes = [note for item in pending for note in item.sample.view.notes]
-        return tuple(dict.fromkeys([*notes, *self._isolation.notes]))
-
     def _tell(self, run: RunInfo, report: Report) -> None:
         for sink in self._parts.sinks:
             name = self._names[id(sink)]
@@ -242,24 +265,6 @@ class Pipeline:
                 self._isolation.run(name, sink.open, run)
             self._isolation.run(name, sink.write, report)
         self._opened = True
-
-
-def _names(parts: Parts) -> dict[int, str]:
-    """How each part is called in messages: "sink MemorySink", the next one "sink MemorySink 2"."""
-    roles: dict[str, Sequence[object]] = {
-        "monitor": parts.monitors,
-        "bound": parts.bounds,
-        "rule": parts.rules,
-        "sink": parts.sinks,
-    }
-    counts: Counter[str] = Counter()
-    names: dict[int, str] = {}
-    for role, group in roles.items():
-        for part in group:
-            name = f"{role} {type(part).__name__}"
-            counts[name] += 1
-            names[id(part)] = name if counts[name] == 1 else f"{name} {counts[name]}"
-    return names
 
 
 def _read(monitor: Monitor, sample: Sample) -> list[Reading]:

@@ -24,9 +24,10 @@ from gradwatch.arguments import (
     plain_optimizers,
     typed,
 )
+from gradwatch.capture.ranks import Ranks
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
-from gradwatch.capture.session import Session
+from gradwatch.capture.session import REPORT, Session
 from gradwatch.capture.structure import add_weight_facts
 from gradwatch.errors import AttachError, ClosedError, ConfigError
 from gradwatch.interfaces import Bound, Monitor, Need, Rule, Sink
@@ -61,6 +62,9 @@ class Watch:
             computed outside the model and not given to `observe`. Under loss scaling it is the
             scaled loss.
         track_clipping: see `torch.nn.utils.clip_grad_norm_`, for gradient norms before clipping.
+        distributed: all ranks of the process group train this model together, so that values are
+            combined over them and rank 0 tells the sinks; every rank must be watched. None finds
+            out: it is so if the model is wrapped in DDP or its parameters are sharded.
 
     Raises:
         ConfigError: if an argument cannot work.
@@ -89,6 +93,7 @@ class Watch:
         on_error: OnError = "disable",
         track_loss: bool = False,
         track_clipping: bool = False,
+        distributed: bool | None = None,
     ) -> None:
         check_cadence(every_n_steps, log_every_n_steps)
         check_count("train_size", train_size)
@@ -107,17 +112,20 @@ class Watch:
         self._reports = 0
         self._standing = Standing()
         self._isolation = Isolation(on_error)
-        self._announcer = Announcer(on_recommendation, self._isolation)
+        ranks = Ranks(model, distributed)
+        self._announcer = Announcer(on_recommendation, self._isolation, speaks=ranks.rank == 0)
         parts = Parts(
             monitors=kept,
             bounds=typed("bounds", Bound, presets.bounds() if bounds is None else bounds),
             rules=typed("rules", Rule, presets.rules() if rules is None else rules),
-            sinks=(*presets.files(logdir, tag_prefix), *typed("sinks", Sink, sinks)),
+            sinks=_sinks(logdir, tag_prefix, sinks) if ranks.rank == 0 else (),
         )
         needs: frozenset[Need] = frozenset(need for item in kept for need in item.needs)
         self._session = Session(
             model,
             optimizers,
+            ranks=ranks,
+            parts=parts.on_all_ranks,
             on_sample=self._take,
             isolation=self._isolation,
             every_n_steps=every_n_steps,
@@ -126,7 +134,9 @@ class Watch:
             track_clipping=track_clipping,
             facts={"train_size": train_size, "planned_steps": planned_steps},
         )
-        self._pipeline = Pipeline(parts, selection, self._isolation, self._session.info)
+        self._pipeline = Pipeline(
+            parts, selection, self._isolation, self._session.info, self._session.parts
+        )
         self._run = RunInfo(
             model=self._session.info,
             metrics=metrics,
@@ -138,6 +148,7 @@ class Watch:
                 "exclude": None if exclude is None else list(exclude),
                 "track_loss": track_loss,
                 "track_clipping": track_clipping,
+                "ranks": ranks.size,
             },
             versions=installed_versions(),
         )
@@ -188,7 +199,7 @@ class Watch:
             A report; `print` shows it as a table.
         """
         if self._pipeline.has_pending:
-            self._isolation.run("report", self._report)
+            self._isolation.run(REPORT, self._report)
         report = self._standing.summary()
         notes = dict.fromkeys([*report.notes, *self._isolation.notes])
         return replace(report, notes=tuple(notes))
@@ -348,29 +359,33 @@ class Watch:
                     "watch, or add monitors to it instead of making a second one"
                 )
 
-    def _take(self, sample: Sample) -> None:
-        self._pipeline.read(sample)
-        if sample.view.step % self._log_every == 0:
+    def _take(self, sample: Sample | None, failures: Tensor | None) -> None:
+        self._pipeline.read(sample, failures)
+        if self.step % self._log_every == 0:
             self._report()
 
     def _report(self) -> None:
-        facts = self._session.weight_facts()
+        report = self._pipeline.report(self._run, self._learn)
+        if report is not None:
+            self._reports += 1
+            self._standing.add(report)
+            self._announcer.announce(report.recommendations)
 
-        def learn(numbers: list[list[float]]) -> ModelInfo:
-            named = dict(zip(facts, numbers, strict=True))
-            self._session.info = add_weight_facts(self._session.info, named)
-            return self._session.info
-
-        report = self._pipeline.report(self._run, list(facts.values()), learn)
-        self._reports += 1
-        self._standing.add(report)
-        self._announcer.announce(report.recommendations)
+    def _learn(self, facts: Mapping[str, Sequence[float]]) -> ModelInfo:
+        self._session.info = add_weight_facts(self._session.info, facts)
+        return self._session.info
 
     def _check_open(self, method: str) -> None:
         if self._closed:
             raise ClosedError(
                 f"Watch.{method} was called after close(); make a new watch with gradwatch.watch"
             )
+
+
+def _sinks(
+    logdir: str | os.PathLike[str] | None, tag_prefix: str, sinks: Iterable[Sink]
+) -> tuple[Sink, ...]:
+    return (*presets.files(logdir, tag_prefix), *typed("sinks", Sink, sinks))
 
 
 watch = Watch

@@ -190,7 +190,6 @@ def on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
             port = free.getsockname()[1]
         started = []
         for rank in range(world):
-            log = (folder / f"{rank}.log").open("w")
             command = [sys.executable, str(Path(__file__).parent / "rank.py")]
             command += [inspect.getfile(function), function.__name__, str(folder)]
             command += ["joined" if joined else "alone"]
@@ -203,9 +202,10 @@ def on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
             }
-            started.append(
-                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            )
+            with (folder / f"{rank}.log").open("w") as log:
+                started.append(
+                    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                )
         end = time.monotonic() + timeout
         try:
             codes: list[int | None] = [
@@ -216,6 +216,7 @@ def on_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
         finally:
             for process in started:
                 process.kill()
+                process.wait()
         said = "\n".join((folder / f"{rank}.log").read_text()[-4000:] for rank in range(world))
         assert codes == [0] * world, f"the ranks ended with {codes} (None: they hang)\n{said}"
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]

@@ -534,7 +534,7 @@ DEFECTS = [
     "gain.GainTap.take",
     "sample.settings_of",
     "sample.Sample.complete",
-    "session.take_sample",
+    "session.collect",
     "parameters.ParameterTable.of",
     "forward.ForwardGate._count",
     "forward.ForwardGate._take_loss",

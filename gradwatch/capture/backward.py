@@ -1,10 +1,12 @@
 """The loss, seen where `loss.backward()` begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gradwatch.capture.patch import Patch
 
@@ -13,23 +15,37 @@ class BackwardObserver:
     """Sees the scalar of every `backward()` of the process while it is attached.
 
     `Tensor.backward` looks up `torch.autograd.backward` each time, so replacing that attribute
-    is enough; a name bound earlier escapes. Under loss scaling or accumulation this is the
-    scaled or divided loss, which is why it is only done when asked for.
+    is enough; a name bound earlier escapes. What torch's own `GradScaler` has multiplied is told
+    as it was before. A loss that is divided for accumulation or scaled by anything else is told
+    as it is, which is why this is only done when asked for.
 
     Args:
-        note: called with the scalar, as it is.
+        note: called with the scalar.
     """
 
     def __init__(self, note: Callable[[Tensor], None]) -> None:
         self._note = note
-        _PATCH.add(note)
+        self._unscaled: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        _BACKWARD.add(self._see)
+        _SCALE.add(self._remember)
 
     def remove(self) -> None:
-        """Stops observing; torch's function is back when nobody observes any more."""
-        _PATCH.remove(self._note)
+        """Stops observing; torch's functions are back when nobody observes any more."""
+        _BACKWARD.remove(self._see)
+        _SCALE.remove(self._remember)
+
+    def _see(self, loss: Tensor) -> None:
+        self._note(self._unscaled.get(loss, loss))
+
+    def _remember(self, loss: Tensor, scaled: Tensor) -> None:
+        if scaled is not loss:
+            self._unscaled[scaled] = loss
 
 
 def _observed(original: Callable[..., None], tell: Callable[[Tensor], None]) -> Any:
+    tell = torch.compiler.disable(tell)  # in a compiled function it would be compiled as well
+
+    @partial(torch.compiler.disable, recursive=False)
     def observed(tensors: Any, *rest: Any, **more: Any) -> None:
         if isinstance(tensors, Tensor) and tensors.numel() == 1:
             tell(tensors)
@@ -38,4 +54,25 @@ def _observed(original: Callable[..., None], tell: Callable[[Tensor], None]) -> 
     return observed
 
 
-_PATCH: Final = Patch(torch.autograd, "backward", _observed)
+def _scaled(original: Callable[..., Any], tell: Callable[[Tensor, Tensor], None]) -> Any:
+    def scale(scaler: Any, outputs: Any) -> Any:
+        results = original(scaler, outputs)
+        for loss, scaled in _pairs(outputs, results):
+            tell(loss, scaled)
+        return results
+
+    return scale
+
+
+def _pairs(outputs: Any, results: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each scalar and what it became; an iterator can be read by the user only."""
+    if isinstance(outputs, Tensor) and isinstance(results, Tensor):
+        if outputs.numel() == 1:
+            yield outputs, results
+    elif isinstance(outputs, (list, tuple)) and isinstance(results, (list, tuple)):
+        for output, result in zip(outputs, results, strict=False):
+            yield from _pairs(output, result)
+
+
+_BACKWARD: Final = Patch(torch.autograd, "backward", _observed)
+_SCALE: Final = Patch(torch.amp.GradScaler, "scale", _scaled)

@@ -75,7 +75,7 @@ class ClippingObserver:
     which also works for users who imported `clip_grad_norm_` by name, and restored on `remove`.
 
     Args:
-        note: called with parameters, their norm and the largest norm.
+        note: called with parameters, their norm and the largest norm, before they are clipped.
 
     Raises:
         AttachError: if this version of torch has no such function.
@@ -106,9 +106,8 @@ def _observed(
         **more: Any,
     ) -> Any:
         tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        result = original(tensors, max_norm, total_norm, *rest, **more)
         tell(tensors, total_norm, max_norm)
-        return result
+        return original(tensors, max_norm, total_norm, *rest, **more)
 
     return observed
 

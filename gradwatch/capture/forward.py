@@ -2,21 +2,41 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_traced
+from gradwatch.capture.hooks import (
+    HookHandles,
+    OwnHook,
+    inside_backward,
+    is_replica,
+    is_traced,
+)
 from gradwatch.isolation import Isolation
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """One training forward of a sampled step."""
+
+    samples: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    version: int = 0
+    """Of the parameters that it ran with."""
+    went_backward: bool = False
 
 
 class ForwardGate:
     """Open while the model runs a training forward of a sampled step.
 
     Evaluation passes, passes without gradients and the repeated passes of activation
-    checkpointing leave it closed, so that inner hooks record each layer once.
+    checkpointing leave it closed, so that inner hooks record each layer once. A forward whose
+    gradients were thrown away does not count: a GradScaler skipped its step, the gradients were
+    those of an attack on the inputs, or of another model.
 
     Args:
         model: the root module, or None if its calls are out of reach.
@@ -29,8 +49,6 @@ class ForwardGate:
         sampling: set by the watch; the gate stays closed while it is False.
         is_open: a training forward is running.
         passes: training forwards since `reset`, sampled or not.
-        samples: first dimensions of the inputs since `reset` added up, 0 if they show none.
-        losses: the losses that the model itself returned, detached.
     """
 
     def __init__(
@@ -47,7 +65,6 @@ class ForwardGate:
         self.sampling = False
         self.is_open = False
         self._held = False
-        self._entered = 0
         self.reset()
         if model is not None:
             self._attach(model)
@@ -61,8 +78,17 @@ class ForwardGate:
     def reset(self) -> None:
         """Forgets the forwards of the last step."""
         self.passes = 0
-        self.samples = 0
-        self.losses: list[Tensor] = []
+        self._passes: list[_Pass] = []
+
+    @property
+    def samples(self) -> int:
+        """First dimensions of the inputs since `reset` added up, 0 if they show none."""
+        return sum(item.samples for item in self._passes)
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The losses that the model itself returned, detached."""
+        return [loss for item in self._passes for loss in item.losses]
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
@@ -79,7 +105,8 @@ class ForwardGate:
         """
         self._open()
         self._held = True
-        self._enter(samples)
+        if self._passes:
+            self._passes[-1].samples = samples
 
     def release(self, completed: bool) -> None:
         """Closes the gate after `hold`; does nothing if it is not held.
@@ -92,47 +119,71 @@ class ForwardGate:
             self._close(completed)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._held or is_traced() or not module.training:
+        if self._held or is_traced() or is_replica(module) or not module.training:
             return
         if not torch.is_grad_enabled() or inside_backward():
             return
+        if self.sampling:
+            self._isolation.run("input hook", self._drop_those_in_vain, module)
         self._open()
         if self.sampling:
-            self._isolation.run("input hook", self._count, args, kwargs)
+            self._isolation.run("input hook", self._count, module, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._held or not self.is_open:
+        if self._held or is_replica(module) or not self.is_open:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
-            self._isolation.run("output hook", self._take_loss, output)
+            self._isolation.run("output hook", self._take_output, output)
         self._close(completed)
 
     def _open(self) -> None:
         self._on_begin()
         self.passes += 1
-        self._entered = 0
         self.is_open = self.sampling
+        if self.sampling:
+            self._passes.append(_Pass())
 
     def _close(self, completed: bool) -> None:
         if not self.is_open:
             return
         self.is_open = False
         if not completed:  # the batch will not be trained on
-            self.samples -= self._entered
+            self._passes.pop()
         self._on_end(completed)
 
-    def _count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._enter(batch_size((args, kwargs)))
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._passes[-1].samples = batch_size((args, kwargs))
+        self._passes[-1].version = _version(module)
 
-    def _enter(self, samples: int) -> None:
-        self._entered = samples
-        self.samples += samples
-
-    def _take_loss(self, output: Any) -> None:
+    def _take_output(self, output: Any) -> None:
+        here = self._passes[-1]
         loss = own_loss(output)
         if loss is not None:
-            self.losses.append(loss.detach().clone())
+            here.losses.append(loss.detach().clone())
+
+        def note(gradients: Any) -> None:
+            if not torch.is_grad_enabled():  # else the gradient becomes a part of the loss
+                here.went_backward = True
+
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(note)
+
+    def _drop_those_in_vain(self, module: nn.Module) -> None:
+        """Forgets forwards that went backward, left no gradient and were not stepped on."""
+        suspects = [item for item in self._passes if item.went_backward]
+        if not suspects or any(item.grad is not None for item in module.parameters()):
+            return
+        version = _version(module)
+        vain = [item for item in suspects if item.version == version]
+        self._passes = [item for item in self._passes if item not in vain]
+        self.passes -= len(vain)
+
+
+def _version(module: nn.Module) -> int:
+    """A number that grows with every change of the parameters in place, as a step is one."""
+    return sum(item._version for item in module.parameters())
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

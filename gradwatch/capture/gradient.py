@@ -8,20 +8,21 @@ from torch.optim import Optimizer
 
 from gradwatch.capture.clipping import ClippingRecord
 from gradwatch.capture.optimizer import scaler_state
-from gradwatch.capture.update import UpdateCapture
+from gradwatch.capture.update import Change, UpdateCapture
 from gradwatch.capture.view import NamedValues
 from gradwatch.numerics.norms import norms
+from gradwatch.numerics.sharding import local_part
 
 
 class GradientCapture:
-    """Collects what the optimizers of one step consumed and did.
+    """Collects what the optimizers of one step consumed and did, as far as it lies on this rank.
 
     Args:
         clipping: what clipping did in this step.
         updates: also compare the parameters before and after.
 
     Attributes:
-        changes: norm of the update and fraction left unmoved, one pair an optimizer.
+        changes: what each optimizer changed.
         loss_scale: the scale that a fused optimizer took out itself, or None.
         found_inf: above 0 if the loss scaler skipped the step, or None.
     """
@@ -39,7 +40,7 @@ class GradientCapture:
         self._raw_parts: dict[int, NamedValues] = {}
         self._without: dict[int, list[str]] = {}
         self._observed: NamedValues | None = None
-        self.changes: list[tuple[NamedValues, NamedValues]] = []
+        self.changes: list[Change] = []
         self._parameters: dict[str, Tensor] = {}
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
@@ -47,6 +48,11 @@ class GradientCapture:
     def observe(self, parameters: Mapping[str, Tensor]) -> None:
         """Measures the gradients as they are now, before the user clips them."""
         self._observed = gradient_norms(parameters)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the gradients of this step have been measured before clipping."""
+        return self._observed is not None
 
     def ready(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
         """Measures the gradients that the optimizer is about to consume.
@@ -98,7 +104,8 @@ class GradientCapture:
 
     def parameter_norms(self) -> NamedValues:
         """The norms of all parameters as they are now [P]."""
-        return NamedValues(tuple(self._parameters), norms(list(self._parameters.values())))
+        parts = [local_part(item) for item in self._parameters.values()]
+        return NamedValues(tuple(self._parameters), norms(parts))
 
 
 def gradient_norms(parameters: Mapping[str, Tensor]) -> NamedValues:
@@ -108,7 +115,9 @@ def gradient_norms(parameters: Mapping[str, Tensor]) -> NamedValues:
         parameters: name and parameter.
 
     Returns:
-        A norm for each parameter that has a gradient [L/P].
+        A norm for each parameter that has a gradient [L/P]; of the part on this rank.
     """
-    present = {name: item.grad for name, item in parameters.items() if item.grad is not None}
+    present = {
+        name: local_part(item.grad) for name, item in parameters.items() if item.grad is not None
+    }
     return NamedValues(tuple(present), norms(list(present.values())))

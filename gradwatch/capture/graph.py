@@ -7,7 +7,7 @@ from typing import Any, Final
 # Nodes that pass the mean square of a tensor on unchanged.
 _PASSING: Final = frozenset(
     {"View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Unsqueeze", "Squeeze"}
-    | {"Clone", "Alias", "ToCopy", "Contiguous"}
+    | {"Clone", "Alias", "ToCopy", "Contiguous", "RegisterPostBackwardFunction"}  # last: FSDP2
 )
 _ACTIVATIONS: Final = {
     "Relu": "relu",

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -65,3 +66,11 @@ def is_traced() -> bool:
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether a module is one of the copies that `nn.DataParallel` runs in threads.
+
+    The copies share the hooks of the original; each sees a part of the batch, all at once.
+    """
+    return getattr(module, "_is_replica", False)

@@ -12,13 +12,14 @@ from gradwatch.capture.facts import ROOT, layers_of
 from gradwatch.capture.forward import ForwardGate, first_tensor
 from gradwatch.capture.gain import GainTap
 from gradwatch.capture.graph import Link
-from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward
+from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_replica
 from gradwatch.capture.links import LinkTrace
 from gradwatch.capture.names import compiled_parts
 from gradwatch.capture.structure import link_layers
 from gradwatch.capture.view import NamedValues, some_examples
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm
+from gradwatch.numerics.sharding import is_sharded
 from gradwatch.records import ModelInfo
 
 ELEMENTS: Final = 2**20
@@ -53,7 +54,9 @@ class LayerCapture:
         out_of_reach = compiled_parts(model)
         # Weak, so that a watch that is never closed does not keep the model alive.
         self._layers = [
-            (name, ref(module)) for name, module in layers_of(model) if module not in out_of_reach
+            (name, ref(module), _comes_first(name, module))
+            for name, module in layers_of(model)
+            if module not in out_of_reach
         ]
         self._handles = HookHandles()
 
@@ -128,14 +131,13 @@ class LayerCapture:
         self._layers = []
 
     def _attach(self) -> None:
-        for name, reference in self._layers:
+        for name, reference, comes_first in self._layers:
             module = reference()
             if module is None:
                 continue
-            # The root's own hook must come before the one that closes the gate.
             self._handles.add(
                 module.register_forward_hook(
-                    OwnHook(self._hook(name)), with_kwargs=True, prepend=name == ROOT
+                    OwnHook(self._hook(name)), with_kwargs=True, prepend=comes_first
                 )
             )
         self._links.attach()
@@ -156,7 +158,7 @@ class LayerCapture:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if self._gate.is_open and not inside_backward():
+            if self._gate.is_open and not inside_backward() and not is_replica(module):
                 self._isolation.run(LAYERS, self._record, name, module, (args, kwargs), output)
 
         return hook
@@ -172,3 +174,8 @@ class LayerCapture:
         if given is not None:
             self._links.see(name, given, result)
             self._gains.see(name, module, given, result)
+
+
+def _comes_first(name: str, module: nn.Module) -> bool:
+    """Before the hook that closes the gate, and before the one with which FSDP2 shards again."""
+    return name == ROOT or any(map(is_sharded, module.parameters(recurse=False)))

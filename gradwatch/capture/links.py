@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradwatch.capture.facts import DROPOUTS
 from gradwatch.capture.forward import ForwardGate, first_tensor
 from gradwatch.capture.graph import Link, adds_its_input, trace_link
-from gradwatch.capture.hooks import HookHandles, OwnHook
+from gradwatch.capture.hooks import HookHandles, OwnHook, is_replica
 from gradwatch.capture.names import compiled_parts, named_modules
 from gradwatch.isolation import Isolation
 
@@ -126,7 +126,7 @@ class LinkTrace:
                 see(module, given, result)
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if self._gate.is_open and not self.finished:
+            if self._gate.is_open and not self.finished and not is_replica(module):
                 self._isolation.run("structure hooks", look, module, (args, kwargs), output)
 
         self._handles.add(module.register_forward_hook(OwnHook(hook), with_kwargs=True))

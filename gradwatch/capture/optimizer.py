@@ -3,12 +3,15 @@
 plain          pre-hook (gradients are there)  ->  post-hook
 closure        pre-hook (gradients are old)  ->  first closure call  ->  post-hook
 nested         a subclass that calls super().step() fires both hooks twice
+raised         a step that raises has no post-hook, and may be taken again at once
 GradScaler     a fused optimizer unscales inside its step: the pre-hook sees scaled gradients
 """
 
+import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -45,8 +48,10 @@ class OptimizerTap:
         self._depth = 0
         self._in_closure = False
         self._handles = HookHandles()
-        self._handles.add(optimizer.register_step_pre_hook(OwnHook(self._before)))
-        self._handles.add(optimizer.register_step_post_hook(OwnHook(self._after)))
+        # In a compiled step the hooks run as ever, and all that they call would be compiled too.
+        before, after = map(torch.compiler.disable, (self._before, self._after))
+        self._handles.add(optimizer.register_step_pre_hook(OwnHook(before)))
+        self._handles.add(optimizer.register_step_post_hook(OwnHook(after)))
 
     def forward_began(self) -> None:
         """A training forward outside a closure: a step that raised has left no post-hook."""
@@ -60,6 +65,8 @@ class OptimizerTap:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._depth and _steps_under_way(optimizer) == 1:
+            self._depth = 0  # the last one raised, and this one takes it again
         self._depth += 1
         if self._depth > 1:
             return None
@@ -102,6 +109,21 @@ class OptimizerTap:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self._listener.stepped(optimizer)
+
+
+_STEP: Final = Optimizer.profile_hook_step(lambda _: None).__code__
+"""What torch wraps around every `step`, and calls the hooks from."""
+
+
+def _steps_under_way(optimizer: Optimizer) -> int:
+    """The calls of `step` that the caller is inside of; 0 where they are compiled."""
+    count = 0
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _STEP and frame.f_locals.get("self") is optimizer:
+            count += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
 
 
 def _find_closure(

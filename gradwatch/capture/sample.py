@@ -1,6 +1,6 @@
 """One sampled step: the view for monitors, and settings that may still be on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.capture.parameters import settings_of
+from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.records import StepInfo
 
@@ -28,6 +29,7 @@ class Sample:
         lrs: learning rate of each parameter group; tensors where the optimizer holds tensors.
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
+        facts: `weight_facts` of each chained layer, in the first sample that shows them.
     """
 
     view: StepView
@@ -35,11 +37,14 @@ class Sample:
     lrs: Sequence[float | Tensor] = ()
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
     _order: tuple[str, ...] = field(default=())
 
     def tensors(self) -> list[Tensor]:
         """What must travel to the host to complete the settings."""
+        batch_size = self.view.batch_size
         named = {
+            "batch": batch_size if isinstance(batch_size, Tensor) else None,
             "loss": self.view.loss,
             "clip": self.view.clip_coefficient,
             "scale": self.loss_scale,
@@ -60,8 +65,10 @@ class Sample:
         """
         fetched: Iterator[float] = iter([item[0] for item in numbers])
         named = {name: next(fetched) for name in self._order}
+        batch_size = named.get("batch", self.view.batch_size)
         return replace(
             self.info,
+            batch_size=None if batch_size is None else int(batch_size),
             lrs=tuple(next(fetched) if isinstance(lr, Tensor) else float(lr) for lr in self.lrs),
             loss=named.get("loss"),
             grads_clipped=named["clip"] < UNCLIPPED if "clip" in named else None,
@@ -70,57 +77,95 @@ class Sample:
         )
 
 
-def take_sample(session: "Session") -> Sample:
-    """Gathers what a sampled step left in the taps.
+def collect(session: "Session") -> StepTensors:
+    """Gathers what a sampled step left in the taps of this rank.
 
     Args:
         session: at the end of a sampled step.
 
     Returns:
-        The sample; its tensors are small and its own.
+        Tensors that are small and its own.
     """
-    gradients, optimizers = session.gradients, session.optimizers
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    view = _view(session)
-    info = StepInfo(
-        step=session.step,
-        epoch=session.told.epoch,
-        optimizer="+".join(dict.fromkeys(type(item).__name__ for item in optimizers)),
-        batch_size=view.batch_size,
-        **settings_of(optimizers[0]),
-    )
-    return Sample(
-        view=view,
-        info=info,
-        lrs=[_kept(group["lr"]) for group in groups if "lr" in group],
+    gradients, layers, told = session.gradients, session.layers, session.told
+    if layers is not None:
+        session.info = layers.link(session.info)
+    changes = gradients.changes
+    return StepTensors(
+        used=gradients.used(),
+        raw=gradients.raw(),
+        updates=_joined([change.norms for change in changes]),
+        unmoved=_joined([change.unmoved for change in changes]),
+        pushed=_joined([change.pushed for change in changes]),
+        parameters=gradients.parameter_norms() if session.wants_parameters else None,
+        activations=None if layers is None else layers.take_norms(),
+        log_gains=None if layers is None else layers.take_log_gains(),
+        facts={} if layers is None else layers.weight_facts(),
+        loss=told.best_loss(session.gate.losses),
+        samples=told.batch_size or session.gate.samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
     )
 
 
-def _view(session: "Session") -> StepView:
-    gradients, layers, told = session.gradients, session.layers, session.told
-    if layers is not None:
-        session.info = layers.link(session.info)
-    used, raw = gradients.used(), gradients.raw()
-    changes = gradients.changes
+def make_sample(session: "Session", tensors: StepTensors) -> Sample:
+    """The sample of one step.
+
+    Args:
+        session: at the end of the sampled step.
+        tensors: what was gathered in it, on this rank or on all.
+
+    Returns:
+        The sample.
+    """
+    optimizers = session.optimizers
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    info = StepInfo(
+        step=session.step,
+        epoch=session.told.epoch,
+        optimizer="+".join(dict.fromkeys(type(item).__name__ for item in optimizers)),
+        **settings_of(optimizers[0]),
+    )
+    return Sample(
+        view=_view(session, tensors),
+        info=info,
+        lrs=[_kept(group["lr"]) for group in groups if "lr" in group],
+        loss_scale=tensors.loss_scale,
+        found_inf=tensors.found_inf,
+        facts=tensors.facts,
+    )
+
+
+def _view(session: "Session", tensors: StepTensors) -> StepView:
     lrs = [group["lr"] for group in session.optimizers[0].param_groups if "lr" in group]
+    used, raw = tensors.used, tensors.raw
     return StepView(
         step=session.step,
         model=session.info,
         gradient_norms=used,
         raw_gradient_norms=raw,
         clip_coefficient=None if raw is None else _quotient(used.total(), raw.total()),
-        parameter_norms=gradients.parameter_norms() if session.wants_parameters else None,
-        update_norms=NamedValues.join([norms for norms, _ in changes]) if changes else None,
-        unmoved_fractions=NamedValues.join([part for _, part in changes]) if changes else None,
-        activation_norms=None if layers is None else layers.take_norms(),
-        activation_log_gains=None if layers is None else layers.take_log_gains(),
-        loss=told.best_loss(session.gate.losses),
+        parameter_norms=tensors.parameters,
+        update_norms=tensors.updates,
+        unmoved_fractions=_fractions(tensors.unmoved, tensors.pushed),
+        activation_norms=tensors.activations,
+        activation_log_gains=tensors.log_gains,
+        loss=tensors.loss,
         lr=_kept(lrs[0]) if lrs else None,
-        batch_size=told.batch_size or session.gate.samples or None,
-        without_gradient=gradients.without_gradient,
+        batch_size=tensors.samples,
+        without_gradient=session.gradients.without_gradient,
+        notes=session.limits(),
     )
+
+
+def _joined(parts: Sequence[NamedValues]) -> NamedValues | None:
+    return NamedValues.join(parts) if parts else None
+
+
+def _fractions(part: NamedValues | None, whole: NamedValues | None) -> NamedValues | None:
+    """0 where nothing was pushed."""
+    if part is None or whole is None:
+        return None
+    return NamedValues(part.names, part.values / whole.values.clamp(min=1.0))
 
 
 def _quotient(after: Tensor, before: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from gradwatch.capture.clipping import ClippingObserver, ClippingRecord, clip_gr
 from gradwatch.capture.facts import describe_model
 from gradwatch.capture.forward import ForwardGate
 from gradwatch.capture.gradient import GradientCapture
-from gradwatch.capture.layers import LayerCapture
+from gradwatch.capture.layers import LAYERS, LayerCapture
 from gradwatch.capture.names import (
     is_compiled,
     is_compiled_in_place,
@@ -23,14 +23,27 @@ from gradwatch.capture.names import (
 )
 from gradwatch.capture.optimizer import OptimizerTap
 from gradwatch.capture.parameters import ParameterTable, has_stepped
-from gradwatch.capture.sample import Sample, take_sample
+from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.reduction import Reduction
+from gradwatch.capture.sample import Sample, collect, make_sample
+from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.told import Told
+from gradwatch.errors import AttachError
 from gradwatch.interfaces import Need
 from gradwatch.isolation import Isolation
 from gradwatch.records import ModelInfo
 
 CAPTURE: Final = "capture"
 """Name of the whole of this, should it fail."""
+
+RANKS: Final = "exchange between ranks"
+"""Name of what combines the values of several processes, should it fail."""
+
+REPORT: Final = "report"
+"""Name of what is done with a sample, should it fail."""
+
+OF_ALL_RANKS: Final = (CAPTURE, REPORT, LAYERS, "structure hooks", "input hook", "output hook")
+"""Parts of this that are switched off on all ranks if one of them fails on one."""
 
 
 class Session:
@@ -42,7 +55,11 @@ class Session:
     Args:
         model: the module that the user calls.
         optimizers: torch optimizers, already unwrapped.
-        on_sample: called after each sampled step.
+        ranks: the processes that train the model together.
+        parts: the parts outside of this whose failures concern all ranks.
+        on_sample: called after each sampled step, with the sample, or None if it could not be
+            taken, and with how many ranks each part of `parts` has failed on, or None if there
+            are no other ranks.
         isolation: what to do when something fails.
         every_n_steps: sample the steps that are multiples of it.
         needs: what the monitors need to be captured.
@@ -54,6 +71,7 @@ class Session:
         step: optimizer steps finished.
         info: facts about the model.
         told: what the user's loop said about the step under way.
+        parts: the parts whose failures concern all ranks.
     """
 
     def __init__(
@@ -61,7 +79,9 @@ class Session:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         *,
-        on_sample: Callable[[Sample], None],
+        ranks: Ranks,
+        parts: Sequence[str],
+        on_sample: Callable[[Sample | None, Tensor | None], None],
         isolation: Isolation,
         every_n_steps: int,
         needs: frozenset[Need] = frozenset(),
@@ -97,10 +117,14 @@ class Session:
         compiled = any(map(is_compiled, wrappers_of(model)))
         root = inner if not compiled else None if is_compiled_in_place(model) else model
         self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
-        wanted = "activations" in needs and not compiled
+        wanted = "activations" in needs and not compiled and not ranks.tensor_parallel
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
         self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]
         self.wants_parameters = "parameters" in needs
+        self.parts = (*OF_ALL_RANKS, *parts)
+        self._ranks = ranks
+        self._reduction: Reduction | None = None
+        self._ranks.attach(self.table.everything())
         self._plan()
 
     @property
@@ -129,9 +153,18 @@ class Session:
             self.layers.linked = True
         self.start_at(step)
 
-    def weight_facts(self) -> dict[str, Tensor]:
-        """Statistics of the initial weights that are still on the device; only once."""
-        return {} if self.layers is None else self.layers.weight_facts()
+    def limits(self) -> list[str]:
+        """What this training hides from the watch, one sentence each."""
+        found = []
+        if self._ranks.because:
+            rank, because = self._ranks.rank, self._ranks.because
+            found.append(f"values are those of rank {rank} alone: {because}")
+        if self._ranks.tensor_parallel:
+            found.append(
+                "activation_norm: under tensor parallelism the output of a layer on one rank is "
+                "a part of it, in a layout that the watch does not know"
+            )
+        return found
 
     def observe(
         self, *, loss: float | Tensor | None, batch_size: int | None, epoch: float | None
@@ -174,8 +207,11 @@ class Session:
             The norm before clipping [L/P].
         """
         parameters = list(self.table.everything().values())
+        observed = any(isinstance(item, ClippingObserver) for item in self._observers)
+        if not observed and self._ranks.sharded:
+            self._before_clipping()
         total = clip_gradients(parameters, max_norm, **options)
-        if not any(isinstance(item, ClippingObserver) for item in self._observers):
+        if not observed and not self._ranks.sharded:
             self._note_clipping(parameters, total, max_norm)
         return total
 
@@ -183,6 +219,7 @@ class Session:
         """Takes every hook and patch off, and lets go of the model and its optimizers."""
         layers = [] if self.layers is None else [self.layers]
         with ExitStack() as all_of_them:  # even if one of them fails
+            all_of_them.callback(self._ranks.leave)
             for part in (*self._observers, *layers, self.gate, *self._taps):
                 all_of_them.callback(part.remove)
         self._taps = []
@@ -220,8 +257,8 @@ class Session:
 
     def _end_round(self) -> None:
         try:
-            if self.sampling:
-                self._isolation.run(CAPTURE, self._hand_over)
+            if self._scheduled:
+                self._hand_over()
         finally:  # a step that was taken counts, even if the user wants to hear of an error
             self.step += 1
             self._stepped = set()
@@ -229,11 +266,52 @@ class Session:
 
     def _plan(self) -> None:
         """Decides whether the step that begins now is sampled."""
-        wanted = self.step % self._every == 0 and CAPTURE not in self._isolation.failures
+        # The other ranks wait for this one at the end of a step until all know that it is off.
+        off = self._isolation.agreed if self._ranks.joint else self._isolation.failures
+        self._scheduled = self.step % self._every == 0 and CAPTURE not in off
+        if CAPTURE in self._isolation.agreed:
+            self._ranks.leave()
+        wanted = self._scheduled and CAPTURE not in self._isolation.failures
         if wanted or self.gate.sampling:
             self._forget_inputs()
             self.gradients.reset()
         self.gate.sampling = wanted
+
+    def _hand_over(self) -> None:
+        tensors = self._isolation.run(CAPTURE, self._collect) if self.sampling else None
+        failures = None
+        if self._ranks.joint:
+            combined = self._isolation.run(RANKS, self._combine, tensors)
+            if combined is None:
+                self._ranks.part("the exchange failed")
+            else:
+                tensors, failures = combined
+        if self._ranks.sharded and not self._ranks.joint:
+            tensors = self._isolation.run(CAPTURE, self._refuse_parts)
+        self._isolation.run(REPORT, self._deliver, tensors, failures)
+
+    @torch.no_grad()
+    def _collect(self) -> StepTensors:
+        return collect(self)
+
+    @torch.no_grad()
+    def _combine(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
+        if not self._ranks.meet():
+            return tensors, None
+        if self._reduction is None:
+            layers = [layer.name for layer in self.info.layers]
+            self._reduction = Reduction(self._ranks, self.table.everything(), layers, self.parts)
+        return self._reduction.combine(tensors, self._isolation.failures)
+
+    def _refuse_parts(self) -> None:
+        raise AttachError(
+            f"the parameters lie on several ranks in parts, but {self._ranks.because}; watch the "
+            "model on every rank until the end"
+        )
+
+    @torch.no_grad()
+    def _deliver(self, tensors: StepTensors | None, failures: Tensor | None) -> None:
+        self._on_sample(None if tensors is None else make_sample(self, tensors), failures)
 
     def _forget_inputs(self) -> None:
         self.gate.reset()
@@ -254,10 +332,6 @@ class Session:
     def _observe_gradients(self) -> None:
         self.gradients.observe(self.table.everything())
 
-    @torch.no_grad()
-    def _hand_over(self) -> None:
-        self._on_sample(take_sample(self))
-
     def _begin_forward(self) -> None:
         for tap in self._taps:
             tap.forward_began()
@@ -274,8 +348,23 @@ class Session:
         if self.sampling:
             self._isolation.run(CAPTURE, self.told.add_backward_loss, loss.detach())
 
-    @torch.no_grad()
     def _note_clipping(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
+        """The gradients are about to be multiplied, or have just been."""
+        if self._ranks.sharded:  # to read the norm would be an exchange that others may not join
+            self._before_clipping()
+            return
         self.clipping.visible = True
         if self.sampling:
-            self._isolation.run(CAPTURE, self.clipping.record, parameters, total, max_norm)
+            self._isolation.run(CAPTURE, self._record_clipping, parameters, total, max_norm)
+
+    def _before_clipping(self) -> None:
+        """The gradients are about to be changed in a way that cannot be undone."""
+        self.clipping.visible = True
+        if self.sampling and not self.gradients.observed:
+            self._isolation.run(CAPTURE, self._observe_gradients)
+
+    @torch.no_grad()
+    def _record_clipping(
+        self, parameters: Sequence[Tensor], total: Tensor, max_norm: float
+    ) -> None:
+        self.clipping.record(parameters, total, max_norm)

@@ -62,8 +62,8 @@ class NamedValues:
 class StepView:
     """One sampled step: settings as Python numbers, measurements as tensors on the device.
 
-    Everything is of the gradients after unscaling, summed over micro-batches. A test can build
-    a view from fixed tensors.
+    Everything is of the gradients after unscaling, summed over micro-batches, and of all ranks
+    that train together. A test can build a view from fixed tensors.
 
     Attributes:
         step: the optimizer step, from 0.
@@ -82,7 +82,8 @@ class StepView:
         loss: training loss [L], or None if it was not seen.
         lr: learning rate of the first parameter group [P²/L]; a tensor if the optimizer holds
             it as one.
-        batch_size: samples in this optimizer step, or None if not seen.
+        batch_size: samples in this optimizer step on all ranks, or None if not seen; a tensor
+            where several ranks added theirs up.
         without_gradient: trainable parameters that no gradient reached in this step.
         notes: what could not be measured, and why.
     """
@@ -99,7 +100,7 @@ class StepView:
     activation_log_gains: NamedValues | None = None
     loss: Tensor | None = None
     lr: float | Tensor | None = None
-    batch_size: int | None = None
+    batch_size: int | Tensor | None = None
     without_gradient: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 

@@ -1,12 +1,14 @@
 """How the signal's norm changes from layer to layer."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from typing_extensions import override
 
+from gradwatch.capture.facts import ROOT
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.interfaces import Monitor
+from gradwatch.monitors.gradient_norm import shortened
 from gradwatch.numerics.reading import Reading
 from gradwatch.records import ModelInfo
 from gradwatch.theory.norm_preservation import norm_variance
@@ -44,16 +46,46 @@ class ActivationNorm(Monitor):
     @override
     def read(self, view: StepView) -> Iterator[Reading]:
         norms, gains = view.activation_norms, view.activation_log_gains
-        if norms is None or not norms.names:
+        if norms is None:
             view.note(
-                "activation_norm: no training forward of the whole model was seen; a compiled "
-                "model and a model called only in parts show none"
+                "activation_norm: the model is compiled as a whole, and hooks inside of it would "
+                "change its graphs"
             )
             return
+        if not norms.names:
+            view.note(
+                "activation_norm: no training forward of the whole model was seen; a model that "
+                "is called in parts, inside a compiled function, by a reentrant checkpoint or as "
+                "replicas shows none"
+            )
+            return
+        silent = _silent(view.model, norms.names, view.gradient_norms.names)
+        if silent:
+            view.note(
+                f"activation_norm: {shortened(silent)} trained, but no output was seen; hooks see "
+                "none of a compiled part, nor of weights that another module or a function uses"
+            )
         yield Reading("activation_norm", norms.values, norms.names, unit="A")
         if gains is not None and gains.names:
             yield Reading("activation_gain", gains.values.exp(), gains.names)
             yield from _along_chains(view.model, gains)
+
+
+def _silent(
+    model: ModelInfo, seen: Collection[str], with_gradient: Iterable[str]
+) -> tuple[str, ...]:
+    """The layers that a gradient reached, but whose output no hook has shown."""
+    trained = {_owner(name) for name in with_gradient}
+    return tuple(
+        layer.name for layer in model.layers if layer.name in trained and layer.name not in seen
+    )
+
+
+def _owner(parameter: str) -> str:
+    """The layer that a parameter belongs to: "a.parametrizations.weight.original" is of "a"."""
+    before, parametrized, _ = f".{parameter}".partition(".parametrizations.")
+    owner = before if parametrized else before.rpartition(".")[0]
+    return owner.removeprefix(".") or ROOT
 
 
 def _along_chains(model: ModelInfo, gains: NamedValues) -> Iterator[Reading]:

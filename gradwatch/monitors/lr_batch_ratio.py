@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from gradwatch.capture.view import StepView
@@ -29,7 +30,15 @@ class LrBatchRatio(Monitor):
                 "batch_size: the model's inputs do not show it; call watch.observe(batch_size=...)"
             )
             return
-        yield Reading("batch_size", torch.tensor(float(view.batch_size)), unit="sample")
+        samples = torch.as_tensor(view.batch_size, dtype=torch.float32)
+        yield Reading("batch_size", samples, unit="sample")
         if view.lr is not None:
-            ratio = torch.as_tensor(view.lr, dtype=torch.float32) / view.batch_size
-            yield Reading("lr_batch_ratio", ratio, unit="P²/(L sample)")
+            yield Reading("lr_batch_ratio", _ratio(view.lr, samples), unit="P²/(L sample)")
+
+
+def _ratio(lr: float | Tensor, samples: Tensor) -> Tensor:
+    """On the device of whichever is on one: the other way would be a host read."""
+    if not isinstance(lr, Tensor):
+        return lr / samples
+    device = lr.device if samples.device.type == "cpu" else samples.device
+    return lr.to(device, torch.float32) / samples.to(device)

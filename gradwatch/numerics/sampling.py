@@ -75,8 +75,10 @@ class CoordinateSample:
         squares = self._sum_by_tensor((after - before).square_())
         return (squares * self._scale).sqrt_()
 
-    def unmoved_fractions(self, before: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-        """Share of the coordinates with a non-zero gradient that the step left bit-identical.
+    def unmoved_counts(
+        self, before: Tensor, after: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Estimates how many entries with a non-zero gradient the step left bit-identical.
 
         Args:
             before: what `gather` returned before the step.
@@ -84,12 +86,13 @@ class CoordinateSample:
             gradient: the same coordinates of the gradients.
 
         Returns:
-            (n,) float32 in [0, 1]; 0 where no coordinate had a gradient.
+            (n,) float32, their number, and (n,) float32, the number of entries that had a
+            gradient; exact for tensors of at most `coordinates` entries.
         """
         pushed = gradient != 0
         stuck = (before == after).logical_and_(pushed)
-        count = self._sum_by_tensor(pushed.float())
-        return self._sum_by_tensor(stuck.float()) / count.clamp_(min=1.0)
+        counts = (self._sum_by_tensor(part.float()) * self._scale for part in (stuck, pushed))
+        return next(counts), next(counts)
 
     def _sum_by_tensor(self, values: Tensor) -> Tensor:
         sums = torch.zeros(len(self.counts), device=self._device)

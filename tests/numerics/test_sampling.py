@@ -55,8 +55,17 @@ def test_unmoved_counts_only_entries_that_had_a_gradient() -> None:
     after = torch.tensor([1.0, 2.5, 3.0, 4.0])
     gradient = torch.tensor([1.0, 1.0, 1.0, 0.0])
     sample = CoordinateSample([before])
-    share = sample.unmoved_fractions(*(sample.gather([item]) for item in (before, after, gradient)))
-    assert share.tolist() == pytest.approx([2 / 3])
+    gathered = (sample.gather([item]) for item in (before, after, gradient))
+    unmoved, pushed = sample.unmoved_counts(*gathered)
+    assert (unmoved.tolist(), pushed.tolist()) == ([2.0], [3.0])
+
+
+def test_counts_are_those_of_the_whole_tensor() -> None:
+    before = torch.arange(1000.0)
+    sample = CoordinateSample([before], coordinates=100)
+    gathered = sample.gather([before])
+    unmoved, pushed = sample.unmoved_counts(gathered, gathered, torch.ones(100))
+    assert (unmoved.tolist(), pushed.tolist()) == ([1000.0], [1000.0])
 
 
 def test_updates_lost_to_bf16_rounding_are_seen() -> None:
@@ -64,8 +73,8 @@ def test_updates_lost_to_bf16_rounding_are_seen() -> None:
     sample = CoordinateSample([weight])
     before = sample.gather([weight])
     weight -= 0.001  # half the spacing below 1 is 0.00195
-    share = sample.unmoved_fractions(before, sample.gather([weight]), torch.ones(64))
-    assert share.tolist() == [1.0]
+    unmoved, pushed = sample.unmoved_counts(before, sample.gather([weight]), torch.ones(64))
+    assert unmoved.tolist() == pushed.tolist() == [64.0]
 
 
 def test_a_missing_gradient_counts_as_zero() -> None:

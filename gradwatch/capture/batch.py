@@ -1,0 +1,163 @@
+"""The batch of the step under way, held by reference until the step ends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gradwatch.capture.forward import batch_size, tensors_in
+from gradwatch.errors import GradwatchError
+
+
+class ObjectiveError(GradwatchError):
+    """The training loss cannot be evaluated again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model was called with.
+
+    Attributes:
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> "Call":
+        """The same call with some of the examples only.
+
+        Args:
+            rows: which examples.
+
+        Returns:
+            Views; nothing is copied.
+        """
+        args, kwargs = some_rows((self.args, self.kwargs), rows)
+        return Call(args, kwargs)
+
+
+class LastBatch:
+    """What the model was last called with, and what the loop said the batch is.
+
+    It holds no copy and nothing past `release`, so its owner must release it when the step ends.
+    A batch that is changed in place after the forward is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the batch."""
+        self._call: Call | None = None
+        self._told: Any = None
+        self._versions: dict[int, int] = {}
+
+    def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A training forward begins.
+
+        Args:
+            args: the positional arguments of the model.
+            kwargs: its keyword arguments.
+        """
+        self._call = Call(args, dict(kwargs))
+        self._keep_versions((args, kwargs))
+
+    def tell(self, batch: Any) -> None:
+        """Says what the batch is, where the model is called with a part of it only.
+
+        Args:
+            batch: as the loss function takes it.
+        """
+        self._told = batch
+        self._keep_versions(batch)
+
+    @property
+    def call(self) -> Call:
+        """What the model was called with.
+
+        Raises:
+            ObjectiveError: if it has not been called in this step.
+        """
+        if self._call is None:
+            raise ObjectiveError("no training forward of the model was seen in this step")
+        self._check_unchanged((self._call.args, self._call.kwargs))
+        return self._call
+
+    @property
+    def batch(self) -> Any:
+        """The batch as it was told; else the model's only argument, or its keyword arguments.
+
+        Raises:
+            ObjectiveError: if neither is known.
+        """
+        if self._told is not None:
+            self._check_unchanged(self._told)
+            return self._told
+        call = self.call
+        if len(call.args) == 1 and not call.kwargs:
+            return call.args[0]
+        if call.kwargs and not call.args:
+            return call.kwargs
+        raise ObjectiveError(
+            f"the model was called with {len(call.args)} positional and {len(call.kwargs)} keyword "
+            "arguments, from which the batch of the loss function cannot be told; give a "
+            "probe_batch"
+        )
+
+    def _keep_versions(self, values: Any) -> None:
+        for tensor in tensors_in(values):
+            if not tensor.is_inference():  # those have no count of their changes
+                self._versions[id(tensor)] = tensor._version
+
+    def _check_unchanged(self, values: Any) -> None:
+        for tensor in tensors_in(values):
+            if self._versions.get(id(tensor), 0) != (
+                0 if tensor.is_inference() else tensor._version
+            ):
+                raise ObjectiveError(
+                    "the batch was changed in place after the forward, so its loss cannot be "
+                    "evaluated again; give a probe_batch"
+                )
+
+
+def some_rows(batch: Any, rows: slice) -> Any:
+    """Some of the examples of a batch.
+
+    Args:
+        batch: a tensor or nested tuples, lists and mappings of them. Every tensor whose first
+            dimension is the batch size is cut; everything else stays.
+        rows: which examples.
+
+    Returns:
+        The same structure; the tensors are views.
+
+    Raises:
+        ObjectiveError: if the batch shows no examples.
+
+    Example:
+        >>> import torch
+        >>> some_rows({"x": torch.arange(4), "n": 3}, slice(2))
+        {'x': tensor([0, 1]), 'n': 3}
+    """
+    size = batch_size(batch)
+    if size == 0:
+        raise ObjectiveError("the batch holds no tensor whose first dimension counts examples")
+    return _cut(batch, rows, size)
+
+
+def _cut(values: Any, rows: slice, size: int) -> Any:
+    if isinstance(values, Tensor):
+        return values[rows] if values.dim() > 0 and values.shape[0] == size else values
+    if isinstance(values, Mapping):
+        cut = {key: _cut(value, rows, size) for key, value in values.items()}
+        return cut if type(values) is dict else type(values)(cut)  # type: ignore[call-arg]
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(_cut(value, rows, size) for value in values))
+    if isinstance(values, (tuple, list)):
+        return type(values)(_cut(value, rows, size) for value in values)
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        raise ObjectiveError(f"the examples of a {type(values).__name__} cannot be told apart")
+    return values

@@ -1,0 +1,127 @@
+"""Micro-batch gradient norms of the sampled steps of one training."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from torch import Tensor, nn
+
+from gradwatch.capture.hooks import inside_backward
+from gradwatch.capture.microbatch.leaf import PART, LeafTap
+from gradwatch.capture.microbatch.record import MicrobatchNorms, MicrobatchRecord
+from gradwatch.capture.microbatch.reduce_scatter import TENSOR_PARALLEL, ReduceScatterTaps
+from gradwatch.isolation import Isolation
+
+ALTERNATING: Final = (
+    "the optimizers step one after another, each on a loss of its own, so that the step has no "
+    "one gradient"
+)
+FAILED: Final = f"{PART} failed and are switched off"
+FSDP1: Final = "FullyShardedDataParallel shows no gradient before it is reduced; use fully_shard"
+STEP_IN_BACKWARD: Final = "the optimizer steps inside backward(), before all gradients are there"
+
+
+class MicrobatchCapture:
+    """Measures `||g_i||²` of every micro-batch of a sampled step, without a read on the host.
+
+    Hooks are on the parameters from the first training forward of a sampled step to its end; on
+    other steps nothing is there, save one test of a flag before each reduce-scatter of FSDP2.
+
+    What cannot be seen: that gradients left over from an earlier step were kept, and that
+    gradients were changed between two backwards of several processes.
+
+    Args:
+        model: with its wrappers.
+        parameters: gives the optimized parameters by name, as they are now.
+        isolation: what to do when something fails, under the name `PART`.
+        sees_forwards: `begin_microbatch` will be called; otherwise a step may have one backward
+            only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Callable[[], Mapping[str, Tensor]],
+        isolation: Isolation,
+        *,
+        sees_forwards: bool = True,
+    ) -> None:
+        self._parameters = parameters
+        self._isolation = isolation
+        self._sees_forwards = sees_forwards
+        self._record = MicrobatchRecord()
+        self._leaf = LeafTap(self._record, isolation)
+        self._sharded = ReduceScatterTaps(model, self._record, isolation)
+        fsdp1 = any(type(item).__name__ == "FullyShardedDataParallel" for item in model.modules())
+        self._obstacle = FSDP1 if fsdp1 else self._sharded.unavailable
+        self._attached = False
+        self._stepped = False
+
+    def begin_step(self) -> None:
+        """A sampled step begins, or begins anew because it raised."""
+        self.end_step()
+        if PART in self._isolation.failures:
+            return
+        self._record.start()
+        if self._obstacle is not None:
+            self._record.spoil(self._obstacle)
+        elif not self._sees_forwards:
+            self._attach()
+
+    def begin_microbatch(self) -> None:
+        """A training forward begins; does nothing outside of a sampled step."""
+        if not self._record.active:
+            return
+        if self._stepped:
+            self._record.spoil(ALTERNATING)
+            return
+        if not self._attached:
+            self._attach()
+        self._record.begin()
+
+    def abandon_microbatch(self) -> None:
+        """The forward that just began raised: there will be no backward of it."""
+        self._record.abandon()
+
+    def optimizer_stepped(self) -> None:
+        """One of the step's optimizers has stepped."""
+        self._stepped = True
+
+    def take(self) -> MicrobatchNorms:
+        """Ends the step.
+
+        Returns:
+            Its micro-batches, or why they are not known.
+        """
+        if PART in self._isolation.failures:
+            self._record.spoil(FAILED)
+        if self._record.active and inside_backward():
+            self._record.spoil(STEP_IN_BACKWARD)
+        if self._record.active and self._attached:
+            self._leaf.check_complete(self._plain(self._parameters()))
+            self._sharded.check_complete()
+        norms = self._record.norms()
+        self.end_step()
+        return norms
+
+    def end_step(self) -> None:
+        """Ends the step, taken or not; no hook is left on the parameters."""
+        self._record.stop()
+        self._leaf.remove()
+        self._attached = False
+        self._stepped = False
+
+    def remove(self) -> None:
+        """Takes everything off the model."""
+        self.end_step()
+        self._sharded.remove()
+
+    def _attach(self) -> None:
+        self._attached = True
+        plain = self._plain(self._parameters())
+        if any(hasattr(parameter, "device_mesh") for parameter in plain.values()):
+            self._record.spoil(TENSOR_PARALLEL)
+            return
+        self._leaf.attach(plain)
+
+    def _plain(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: item for name, item in parameters.items() if not self._sharded.manages(item)}

@@ -1,0 +1,148 @@
+"""The training loss as a function of the parameters, to be evaluated again by probes.
+
+with undisturbed(model, pause=...):
+    parameters = objective.parameters()
+    loss = objective.loss(parameters)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.forward import own_loss
+from gradwatch.capture.names import unwrap_model
+
+
+class Objective(ABC):
+    """The training loss on one batch, for other parameters and on copies of the buffers.
+
+    To be evaluated inside `undisturbed`. Neither the model's parameters nor their `.grad` nor its
+    buffers are touched.
+
+    Args:
+        model: the module that is trained, wrapped or not; the wrappers are left out.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap_model(model)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters as they are now, to be differentiated by.
+
+        They are other tensors on the same memory: hooks on the model's parameters, the user's,
+        those of wrappers and of this watch, see nothing of it.
+
+        Returns:
+            Name and leaf tensor; a tied parameter once.
+
+        Raises:
+            ObjectiveError: if the parameters are sharded.
+        """
+        named = dict(self.model.named_parameters())
+        if any(hasattr(parameter, "device_mesh") for parameter in named.values()):
+            raise ObjectiveError("the loss cannot be evaluated again with sharded parameters")
+        return {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in named.items()
+            if parameter.requires_grad
+        }
+
+    def loss(
+        self, parameters: Mapping[str, Tensor] | None = None, rows: slice | None = None
+    ) -> Tensor:
+        """Evaluates the loss.
+
+        Args:
+            parameters: by name, instead of the model's own; those that are left out are the
+                model's.
+            rows: the examples of the batch to use; None for all.
+
+        Returns:
+            () tensor with its graph [L].
+
+        Raises:
+            ObjectiveError: if there is no batch, or no scalar comes out.
+        """
+        given = self.parameters() if parameters is None else parameters
+        tensors = {
+            **{f"model.{name}": item.clone() for name, item in self.model.named_buffers()},
+            **{f"model.{name}": item for name, item in given.items()},
+        }
+        value = functional_call(_Calls(self.model), tensors, (self._evaluate, rows))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ObjectiveError(f"the loss must be a scalar tensor, got {_shown(value)}")
+        return value.reshape(())
+
+    @abstractmethod
+    def _evaluate(self, rows: slice | None) -> Any:
+        """Calls the model on the batch; the model has the tensors to be used."""
+
+
+class LossFunction(Objective):
+    """The user's own `loss_fn(model, batch)`.
+
+    Args:
+        model: the module that is trained.
+        loss_fn: gives the loss that is trained on; it must call the model that it is given.
+        batches: the batch of the step under way.
+        probe_batch: a batch to use instead, always the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Tensor],
+        batches: LastBatch,
+        probe_batch: Any = None,
+    ) -> None:
+        super().__init__(model)
+        self._loss_fn = loss_fn
+        self._batches = batches
+        self._probe_batch = probe_batch
+
+    def _evaluate(self, rows: slice | None) -> Any:
+        batch = self._batches.batch if self._probe_batch is None else self._probe_batch
+        return self._loss_fn(self.model, batch if rows is None else some_rows(batch, rows))
+
+
+class OwnLoss(Objective):
+    """The loss that the model itself returns, as those of transformers do given labels.
+
+    Args:
+        model: the module that is trained.
+        batches: what it was called with in the step under way.
+    """
+
+    def __init__(self, model: nn.Module, batches: LastBatch) -> None:
+        super().__init__(model)
+        self._batches = batches
+
+    def _evaluate(self, rows: slice | None) -> Any:
+        call = self._batches.call if rows is None else self._batches.call.rows(rows)
+        loss = own_loss(self.model(*call.args, **call.kwargs))
+        if loss is None:
+            raise ObjectiveError(
+                f"the output of {type(self.model).__name__} has no loss; give a loss_fn"
+            )
+        return loss
+
+
+class _Calls(nn.Module):
+    """A root for `functional_call`: anything may be called while the model has other tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, evaluate: Callable[[slice | None], Any], rows: slice | None) -> Any:
+        return evaluate(rows)
+
+
+def _shown(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"a {type(value).__name__}{shape}"

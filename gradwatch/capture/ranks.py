@@ -1,0 +1,186 @@
+"""The processes that train one model together, and what they agree on.
+
+A rank that waits for another one that does not come hangs the training. So the ranks meet in one
+place only, the end of a sampled optimizer step, where all of them come by; and only after they
+have found, through the store of the process group, that each of them is watched.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from gradwatch.capture.names import wrappers_of
+from gradwatch.errors import ConfigError
+from gradwatch.numerics.sharding import is_sharded, share
+
+PATIENCE: Final = 15.0
+"""How many seconds the first sampled step waits for the other ranks to be watched."""
+
+_PAUSE: Final = 0.02
+
+_attached: dict[str, int] = {}
+"""How many watches of the same parameters this process has made."""
+
+
+class Ranks:
+    """This process among those that train the model.
+
+    Args:
+        model: the model as the user passed it.
+        distributed: whether all ranks of the process group train it together; None finds out.
+
+    Attributes:
+        size: number of processes that train together, 1 for a single one.
+        rank: place of this one; 0 speaks for all.
+        replicas: number of different batches that a step is made of.
+        sharded: parameters lie on several ranks in parts.
+        joint: values are combined over the ranks; the first sampled step finally decides.
+        because: why they are not combined, or "".
+
+    Raises:
+        ConfigError: if `distributed` is True without a process group.
+    """
+
+    def __init__(self, model: nn.Module, distributed: bool | None = None) -> None:
+        self.size, self.rank, self.because = 1, 0, ""
+        self.sharded = any(map(is_sharded, model.parameters()))
+        self._wrapper = next(filter(_is_data_parallel, wrappers_of(model)), None)
+        self._met = False
+        self._store: Any = None
+        if _wanted(distributed, self.sharded or self._wrapper is not None):
+            self._group = getattr(self._wrapper, "process_group", None) or dist.group.WORLD
+            self.size = dist.get_world_size(self._group)
+            self.rank = dist.get_rank(self._group)
+        self.joint = self.size > 1
+        self.replicas = data_parallel_size(model, self.size) if self.joint else 1
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Ranks share the work on one batch, so a layer's output is only a part of it."""
+        return self.size > 1 and self.replicas != self.size
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        """Lets the other ranks know that this one is watched; does not wait for them.
+
+        Args:
+            parameters: the optimized parameters by name; they must be the same on all ranks.
+        """
+        if not self.joint:
+            return
+        from torch.distributed import distributed_c10d  # noqa: PLC0415 - not in every build
+
+        layout = _digest(f"{name} {tuple(item.shape)}" for name, item in parameters.items())
+        _attached[layout] = _attached.get(layout, 0) + 1
+        group = _digest(map(str, dist.get_process_group_ranks(self._group)))
+        name = f"gradwatch/{group}/{layout}/{_attached[layout]}"
+        self._store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
+        self._store.set(f"attached/{self.rank}", "")
+
+    def share(self, parameter: Tensor) -> float:
+        """The weight of this rank's part of a parameter in a sum over the ranks."""
+        return share(parameter, self.size)
+
+    def meet(self) -> bool:
+        """Whether all ranks come to the end of this sampled step.
+
+        The first time it waits a while for the others to be watched. All ranks come to the same
+        answer: the first one to know writes it down for the others.
+
+        Returns:
+            True if `sum` may be called. False is for good.
+        """
+        if not self.joint:
+            return False
+        if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
+            self.part("DDP's join() lets ranks run out of data at different steps")
+        elif not self._met:
+            self._met = True
+            if self._store.compare_set("decision", "", self._all_attached()) != b"joint":
+                self.part("it is not watched on every rank")
+        elif self._store.check(["closed"]):
+            self.part("the watch of another rank was closed")
+        return self.joint
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up over the ranks, in place; all of them must call it.
+
+        Args:
+            values: of the same shape on every rank.
+
+        Returns:
+            The sum, the same on all ranks.
+        """
+        dist.all_reduce(values, group=self._group)
+        return values
+
+    def leave(self) -> None:
+        """Tells the other ranks not to wait for this one any more."""
+        if self.joint and self._store is not None and dist.is_initialized():
+            with suppress(RuntimeError):  # at the end of a program the store may be gone
+                self._store.set("closed", str(self.rank))
+        self.joint = False
+
+    def _all_attached(self) -> str:
+        keys = [f"attached/{rank}" for rank in range(self.size)]
+        end = time.monotonic() + PATIENCE
+        while not self._store.check(keys):  # the store's own wait fills the log
+            if time.monotonic() > end:
+                return "apart"
+            time.sleep(_PAUSE)
+        return "joint"
+
+    def part(self, because: str) -> None:
+        """Goes on alone.
+
+        Args:
+            because: the reason, for the report.
+        """
+        self.joint = False
+        self.because = because
+
+
+def data_parallel_size(model: nn.Module, world_size: int) -> int:
+    """Number of different batches that a step is made of.
+
+    Args:
+        model: the unwrapped model.
+        world_size: number of ranks.
+
+    Returns:
+        The size of FSDP2's mesh; with tensor parallelism alone 1; otherwise `world_size`.
+    """
+    sizes = [size for module in model.modules() if (size := _fsdp_size(module)) is not None]
+    if sizes:
+        return max(sizes)
+    return 1 if any(map(is_sharded, model.parameters())) else world_size
+
+
+def _fsdp_size(module: nn.Module) -> int | None:
+    get_state: Any = getattr(module, "_get_fsdp_state", None)
+    state = None if get_state is None else get_state()
+    group = getattr(state, "_fsdp_param_group", None)
+    mesh = getattr(getattr(group, "mesh_info", None), "mesh", None)
+    return None if mesh is None else int(mesh.size())
+
+
+def _wanted(distributed: bool | None, found: bool) -> bool:
+    running = dist.is_available() and dist.is_initialized()
+    if distributed and not running:
+        raise ConfigError(
+            "distributed=True needs a process group, and there is none; call "
+            "torch.distributed.init_process_group first, or leave distributed out"
+        )
+    return running and (found if distributed is None else distributed)
+
+
+def _is_data_parallel(module: nn.Module) -> bool:
+    return isinstance(module, nn.parallel.DistributedDataParallel)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]

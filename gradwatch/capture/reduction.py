@@ -1,0 +1,164 @@
+"""The sampled step of all ranks together, in one sum over the ranks.
+
+Everything that a rank knows goes into one vector of fixed length: squares of norms, weighted so
+that parts which several ranks hold count once, then means, then which parts of the watch have
+failed. A rank whose capture has failed sends zeros: the others must not wait for it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.step_tensors import StepTensors
+from gradwatch.capture.view import NamedValues
+from gradwatch.capture.weights import WEIGHT_FACTS
+
+_NORMS: Final = ("used", "raw", "updates", "parameters")
+_COUNTS: Final = ("unmoved", "pushed")
+_MEANS: Final = ("activations", "log_gains")
+_FACTS: Final = len(WEIGHT_FACTS)
+
+
+class Reduction:
+    """Combines the sampled steps of the ranks.
+
+    Args:
+        ranks: that train together.
+        parameters: the optimized parameters by name, the same on all ranks.
+        layers: the layers that may be measured, likewise.
+        parts: the parts of the watch whose failures concern all ranks, likewise.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        parameters: Mapping[str, Tensor],
+        layers: Sequence[str],
+        parts: Sequence[str],
+    ) -> None:
+        self._ranks = ranks
+        self._parts = tuple(parts)
+        self._parameters = {name: place for place, name in enumerate(parameters)}
+        self._layers = {name: place for place, name in enumerate(layers)}
+        self._device = next(iter(parameters.values())).device
+        shares = [ranks.share(parameter) for parameter in parameters.values()]
+        self._shares = torch.tensor(shares, dtype=torch.float32).to(self._device)
+        of_parameters, of_layers = len(self._parameters), len(self._layers)
+        self._lengths = {
+            **dict.fromkeys((*_NORMS, *_COUNTS), of_parameters),
+            **dict.fromkeys((*_MEANS, *map(_number_of, _MEANS)), of_layers),
+            "facts": of_layers * _FACTS,
+            _number_of("facts"): of_layers,
+            **dict.fromkeys(("loss", "samples", "found_inf"), 1),
+            **dict.fromkeys(map(_number_of, ("loss", "samples", "raw")), 1),
+            "failures": len(self._parts),
+        }
+
+    def combine(
+        self, local: StepTensors | None, failures: Collection[str]
+    ) -> tuple[StepTensors | None, Tensor]:
+        """Adds up over the ranks; all of them must call it, whatever has failed.
+
+        Args:
+            local: of this rank, or None if it could not be captured.
+            failures: parts that have failed on this rank.
+
+        Returns:
+            The step of all ranks together, None where `local` is, and for each of `parts` on
+            how many ranks it has failed.
+        """
+        vector = torch.zeros(sum(self._lengths.values()), device=self._device)
+        mine = self._segments(vector)
+        mine["failures"].copy_(torch.tensor([float(part in failures) for part in self._parts]))
+        if local is not None:
+            self._write(mine, local)
+        sums = self._segments(self._ranks.sum(vector))
+        return (None if local is None else self._read(sums, local)), sums["failures"]
+
+    def _segments(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split(list(self._lengths.values()))
+        return dict(zip(self._lengths, parts, strict=True))
+
+    def _write(self, mine: dict[str, Tensor], local: StepTensors) -> None:
+        for field in (*_NORMS, *_COUNTS):
+            values: NamedValues | None = getattr(local, field)
+            if values is not None and values.names:
+                amounts = values.values if field in _COUNTS else values.values.square()
+                place = self._place(self._parameters, values.names)
+                mine[field][place] = amounts.to(mine[field]) * self._shares[place]
+        for field in _MEANS:
+            values = getattr(local, field)
+            if values is not None and values.names:
+                amounts = values.values.square() if field == "activations" else values.values
+                place = self._place(self._layers, values.names)
+                mine[field][place] = amounts.to(mine[field])
+                mine[_number_of(field)][place] = 1
+        for name, facts in local.facts.items():
+            mine["facts"].view(-1, _FACTS)[self._layers[name]] = facts.to(self._device)
+            mine[_number_of("facts")][self._layers[name]] = 1
+        for field in ("loss", "samples", "found_inf"):
+            number: Any = getattr(local, field)
+            if number is not None:
+                mine[field].add_(number)
+                if field != "found_inf":
+                    mine[_number_of(field)].add_(1)
+        if local.raw is not None:
+            mine[_number_of("raw")].add_(1)
+
+    def _read(self, sums: dict[str, Tensor], local: StepTensors) -> StepTensors:
+        found: dict[str, Any] = {}
+        for field in (*_NORMS, *_COUNTS):
+            values: NamedValues | None = getattr(local, field)
+            if values is not None:
+                total = self._observed(sums) if field == "raw" else sums[field]
+                total = total[self._place(self._parameters, values.names)]
+                found[field] = NamedValues(
+                    values.names, total if field in _COUNTS else total.sqrt()
+                )
+        for field in _MEANS:
+            values = getattr(local, field)
+            if values is not None:
+                place = self._place(self._layers, values.names)
+                mean = sums[field][place] / sums[_number_of(field)][place]
+                mean = mean.sqrt() if field == "activations" else mean
+                found[field] = NamedValues(values.names, mean)
+        facts = sums["facts"].view(-1, _FACTS) / sums[_number_of("facts")].unsqueeze(1)
+        return StepTensors(
+            facts={name: facts[self._layers[name]] for name in local.facts},
+            loss=None if local.loss is None else (sums["loss"] / sums[_number_of("loss")])[0],
+            samples=None if local.samples is None else self._samples(sums),
+            loss_scale=local.loss_scale,
+            found_inf=None if local.found_inf is None else sums["found_inf"][0],
+            **found,
+        )
+
+    def _samples(self, sums: dict[str, Tensor]) -> Tensor:
+        # With tensor parallelism several ranks work on one batch; a rank that saw no batch size
+        # is taken to have had the mean one.
+        of_all = sums["samples"] * self._ranks.replicas / sums[_number_of("samples")]
+        return of_all.round()[0]
+
+    def _observed(self, sums: dict[str, Tensor]) -> Tensor:
+        """Squares of the raw norms, if only some ranks have observed them.
+
+        What is equal on all ranks is known from one of them; of what is sharded, a part is
+        missing, and half a norm is none.
+        """
+        size = self._ranks.size
+        part = sums[_number_of("raw")] / size
+        replicated = self._shares <= 1 / size
+        rescaled = torch.where(replicated, sums["raw"] / part, torch.nan)
+        return torch.where(part == 1, sums["raw"], rescaled)
+
+    def _place(self, slots: Mapping[str, int], names: tuple[str, ...]) -> Tensor | slice:
+        if names == tuple(slots):
+            return slice(None)
+        return torch.tensor([slots[name] for name in names], dtype=torch.long).to(self._device)
+
+
+def _number_of(field: str) -> str:
+    """Where it is counted how many ranks know a field."""
+    return f"number of {field}"

@@ -1,0 +1,43 @@
+"""What the taps hold at the end of a sampled step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gradwatch.capture.view import NamedValues
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """The tensors of one sampled step: of this rank, or of all ranks together.
+
+    Attributes:
+        used: norms of the gradients that the optimizers consumed [L/P].
+        raw: the same before clipping, or None where that was not seen [L/P].
+        updates: norms of the change of each parameter, or None [P].
+        unmoved: for each of them, the number of entries with a gradient that did not change.
+        pushed: for each of them, the number of entries with a gradient.
+        parameters: norms after the step, or None [P].
+        activations: root mean square over examples of the norm of each layer's output [A].
+        log_gains: log gain of each chained layer.
+        facts: `weight_facts` of each chained layer, in the first step that shows them.
+        loss: training loss [L], or None.
+        samples: samples of the step, or None where they were not seen.
+        loss_scale: of a GradScaler, or None.
+        found_inf: above 0 if the scaler skipped the step, or None.
+    """
+
+    used: NamedValues
+    raw: NamedValues | None = None
+    updates: NamedValues | None = None
+    unmoved: NamedValues | None = None
+    pushed: NamedValues | None = None
+    parameters: NamedValues | None = None
+    activations: NamedValues | None = None
+    log_gains: NamedValues | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: Tensor | None = None
+    samples: int | Tensor | None = None
+    loss_scale: Tensor | None = None
+    found_inf: Tensor | None = None
