@@ -24,7 +24,8 @@ class Isolation:
 
     Attributes:
         failures: name of each part that is off, with what happened.
-        agreed: the parts that all ranks know to be off.
+        elsewhere: the parts that are known to have failed on some rank, this one or another.
+        agreed: those of them that all ranks know of, all since the same step.
 
     Raises:
         ConfigError: if `on_error` is neither.
@@ -35,7 +36,8 @@ class Isolation:
             raise ConfigError(f"on_error must be 'disable' or 'raise', got {on_error!r}")
         self.on_error = on_error
         self.failures: dict[str, str] = {}
-        self.agreed: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.agreed: frozenset[str] = frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -71,15 +73,15 @@ class Isolation:
             self._switch_off(part, error)
             return None
 
-    def agree(self, parts: Iterable[str]) -> None:
+    def hear(self, parts: Iterable[str]) -> None:
         """Switches off what has failed on any rank.
 
         Args:
             parts: the parts that have failed somewhere, here or on another rank.
         """
         for part in parts:
-            if part not in self.agreed:
-                self.agreed.add(part)
+            if part not in self.elsewhere:
+                self.elsewhere.add(part)
                 if part not in self.failures:
                     self.failures[part] = "it failed on another rank"
                     logger.warning(
@@ -87,6 +89,10 @@ class Isolation:
                         "that rank says why. The training goes on without it.",
                         part,
                     )
+
+    def agree(self) -> None:
+        """Called at the same step on all ranks, when all have heard the same."""
+        self.agreed = frozenset(self.elsewhere)
 
     def _switch_off(self, part: str, error: Exception) -> None:
         last = traceback.extract_tb(error.__traceback__)[-1]

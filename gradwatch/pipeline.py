@@ -198,8 +198,8 @@ class Pipeline:
         found = []
         for item, group in zip(pending, tensors, strict=True):
             arrived = [next(numbers) for _ in group]
-            self._isolation.agree(item.failed(arrived, self._shared))
-            whole = CAPTURE not in self._isolation.agreed
+            self._isolation.hear(item.failed(arrived, self._shared))
+            whole = CAPTURE not in self._isolation.elsewhere
             if whole and (step := item.fetched(arrived)) is not None:
                 found.append(step)
         return found

@@ -198,8 +198,7 @@ class Watch:
         Returns:
             A report; `print` shows it as a table.
         """
-        if self._pipeline.has_pending:
-            self._isolation.run(REPORT, self._report)
+        self._report_pending()
         report = self._standing.summary()
         notes = dict.fromkeys([*report.notes, *self._isolation.notes])
         return replace(report, notes=tuple(notes))
@@ -287,9 +286,12 @@ class Watch:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a resumed run continues the record.
 
+        Steps that were sampled since the last report are reported first.
+
         Returns:
             Plain values only.
         """
+        self._report_pending()
         return {
             "version": STATE_VERSION,
             "step": self.step,
@@ -363,6 +365,11 @@ class Watch:
         self._pipeline.read(sample, failures)
         if self.step % self._log_every == 0:
             self._report()
+            self._isolation.agree()
+
+    def _report_pending(self) -> None:
+        if self._pipeline.has_pending:
+            self._isolation.run(REPORT, self._report)
 
     def _report(self) -> None:
         report = self._pipeline.report(self._run, self._learn)
