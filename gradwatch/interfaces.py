@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradwatch.capture.view import StepView
     from gradwatch.numerics.reading import Reading
 
-Need = Literal["activations", "parameters", "updates"]
+Need = Literal["activations", "parameters", "updates", "microbatches"]
 
 
 class Monitor(ABC):
@@ -37,7 +37,7 @@ class Monitor(ABC):
         metrics: the names of all metrics that `read` may return; unique within a watch.
         needs: what must be captured besides the gradient norms, which are always there:
             `parameters` (their norms), `updates` (parameters before and after the step),
-            `activations` (forward hooks on the layers).
+            `activations` (forward hooks on the layers), `microbatches` (hooks on the parameters).
     """
 
     metrics: ClassVar[tuple[str, ...]]

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from gradwatch.capture.part import CAPTURE
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
-from gradwatch.capture.session import CAPTURE
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.reading import Reading, fetch

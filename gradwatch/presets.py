@@ -12,6 +12,7 @@ from gradwatch.monitors import (
     GradientNorm,
     LossValue,
     LrBatchRatio,
+    MicrobatchGradientNorm,
     NonFinite,
     ParameterNorm,
     UpdateRatio,
@@ -40,6 +41,15 @@ def standard() -> list[Monitor]:
         A new list of new monitors.
     """
     return [*essentials(), ParameterNorm(), UpdateRatio(), ActivationNorm(), NonFinite()]
+
+
+def full() -> list[Monitor]:
+    """All monitors: `standard`, and those that cost more.
+
+    Returns:
+        A new list of new monitors.
+    """
+    return [*standard(), MicrobatchGradientNorm()]
 
 
 def bounds() -> list[Bound]:

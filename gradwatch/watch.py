@@ -24,10 +24,11 @@ from gradwatch.arguments import (
     plain_optimizers,
     typed,
 )
+from gradwatch.capture.part import REPORT
 from gradwatch.capture.ranks import Ranks
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
-from gradwatch.capture.session import REPORT, Session
+from gradwatch.capture.session import Session
 from gradwatch.capture.structure import add_weight_facts
 from gradwatch.errors import AttachError, ClosedError, ConfigError
 from gradwatch.interfaces import Bound, Monitor, Need, Rule, Sink
@@ -61,7 +62,8 @@ class Watch:
         track_loss: see the scalar that `backward()` is called on; needed for a loss that is
             computed outside the model and not given to `observe`. Under loss scaling it is the
             scaled loss.
-        track_clipping: see `torch.nn.utils.clip_grad_norm_`, for gradient norms before clipping.
+        track_clipping: see torch's `clip_grad_norm_` and `clip_grad_value_`, for gradient norms
+            before clipping.
         distributed: all ranks of the process group train this model together, so that values are
             combined over them and rank 0 tells the sinks; every rank must be watched. None finds
             out: it is so if the model is wrapped in DDP or its parameters are sharded.

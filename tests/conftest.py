@@ -283,7 +283,12 @@ def collect_hooks(
         for name, value in vars(item).items()
         if "hook" in name and isinstance(value, dict)
     }
-    for function in (torch.autograd.backward, torch.nn.utils.clip_grad._clip_grads_with_norm_):
+    clipping = torch.nn.utils.clip_grad
+    for function in (
+        torch.autograd.backward,
+        clipping._clip_grads_with_norm_,
+        clipping._group_tensors_by_device_and_dtype,
+    ):
         if function.__module__.startswith("gradwatch"):
             found[f"torch.{function.__name__}"] = [repr(function)]
     for name, parameter in model.named_parameters():

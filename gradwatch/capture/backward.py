@@ -1,6 +1,6 @@
 """The loss, seen where `loss.backward()` begins."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -64,14 +64,14 @@ def _scaled(original: Callable[..., Any], tell: Callable[[Tensor, Tensor], None]
     return scale
 
 
-def _pairs(outputs: Any, results: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(outputs: Any, results: Any) -> list[tuple[Tensor, Tensor]]:
     """Each scalar and what it became; an iterator can be read by the user only."""
     if isinstance(outputs, Tensor) and isinstance(results, Tensor):
-        if outputs.numel() == 1:
-            yield outputs, results
-    elif isinstance(outputs, (list, tuple)) and isinstance(results, (list, tuple)):
-        for output, result in zip(outputs, results, strict=False):
-            yield from _pairs(output, result)
+        return [(outputs, results)] if outputs.numel() == 1 else []
+    if isinstance(outputs, (list, tuple)) and isinstance(results, (list, tuple)):
+        parts = zip(outputs, results, strict=False)
+        return [pair for output, result in parts for pair in _pairs(output, result)]
+    return []
 
 
 _BACKWARD: Final = Patch(torch.autograd, "backward", _observed)

@@ -53,7 +53,8 @@ class LastBatch:
         """Lets go of the batch."""
         self._call: Call | None = None
         self._told: Any = None
-        self._versions: dict[int, int] = {}
+        self._call_versions: list[int] = []
+        self._told_versions: list[int] = []
 
     def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A training forward begins.
@@ -63,7 +64,7 @@ class LastBatch:
             kwargs: its keyword arguments.
         """
         self._call = Call(args, dict(kwargs))
-        self._keep_versions((args, kwargs))
+        self._call_versions = _versions((args, kwargs))
 
     def tell(self, batch: Any) -> None:
         """Says what the batch is, where the model is called with a part of it only.
@@ -72,7 +73,7 @@ class LastBatch:
             batch: as the loss function takes it.
         """
         self._told = batch
-        self._keep_versions(batch)
+        self._told_versions = _versions(batch)
 
     @property
     def call(self) -> Call:
@@ -83,7 +84,7 @@ class LastBatch:
         """
         if self._call is None:
             raise ObjectiveError("no training forward of the model was seen in this step")
-        self._check_unchanged((self._call.args, self._call.kwargs))
+        _check_unchanged((self._call.args, self._call.kwargs), self._call_versions)
         return self._call
 
     @property
@@ -94,7 +95,7 @@ class LastBatch:
             ObjectiveError: if neither is known.
         """
         if self._told is not None:
-            self._check_unchanged(self._told)
+            _check_unchanged(self._told, self._told_versions)
             return self._told
         call = self.call
         if len(call.args) == 1 and not call.kwargs:
@@ -107,20 +108,18 @@ class LastBatch:
             "probe_batch"
         )
 
-    def _keep_versions(self, values: Any) -> None:
-        for tensor in tensors_in(values):
-            if not tensor.is_inference():  # those have no count of their changes
-                self._versions[id(tensor)] = tensor._version
 
-    def _check_unchanged(self, values: Any) -> None:
-        for tensor in tensors_in(values):
-            if self._versions.get(id(tensor), 0) != (
-                0 if tensor.is_inference() else tensor._version
-            ):
-                raise ObjectiveError(
-                    "the batch was changed in place after the forward, so its loss cannot be "
-                    "evaluated again; give a probe_batch"
-                )
+def _versions(values: Any) -> list[int]:
+    # Tensors made in inference mode have no count of their changes.
+    return [0 if item.is_inference() else item._version for item in tensors_in(values)]
+
+
+def _check_unchanged(values: Any, versions: list[int]) -> None:
+    if _versions(values) != versions:
+        raise ObjectiveError(
+            "the batch was changed in place after the forward, so its loss cannot be evaluated "
+            "again; give a probe_batch"
+        )
 
 
 def some_rows(batch: Any, rows: slice) -> Any:

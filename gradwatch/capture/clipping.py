@@ -1,5 +1,6 @@
 """Gradient clipping, seen from both sides."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ from gradwatch.capture.patch import Patch
 from gradwatch.capture.view import NamedValues
 from gradwatch.errors import AttachError
 
-_PATCHED: Final = "_clip_grads_with_norm_"
+_BY_NORM: Final = "_clip_grads_with_norm_"
+_BY_VALUE: Final = "_group_tensors_by_device_and_dtype"
 
 
 class ClippingRecord:
@@ -69,33 +71,42 @@ class ClippingRecord:
 
 
 class ClippingObserver:
-    """Sees every `clip_grad_norm_` on the watched parameters while it is attached.
+    """Sees every `clip_grad_norm_` and `clip_grad_value_` of torch while it is attached.
 
-    The function hands the norm to a private function of its module; that one is wrapped,
-    which also works for users who imported `clip_grad_norm_` by name, and restored on `remove`.
+    Both look up a private function of their module before they change a gradient; those are
+    wrapped, which also works for users who imported the public ones by name, and restored on
+    `remove`.
 
     Args:
-        note: called with parameters, their norm and the largest norm, before they are clipped.
+        on_norm: called with parameters, their norm and the largest norm, before they are clipped.
+        on_value: called with the gradients whose entries are about to be clipped.
 
     Raises:
-        AttachError: if this version of torch has no such function.
+        AttachError: if this version of torch has no such functions.
     """
 
-    def __init__(self, note: Callable[[Sequence[Tensor], Tensor, float], None]) -> None:
-        if not hasattr(clip_grad, _PATCHED):
+    def __init__(
+        self,
+        on_norm: Callable[[Sequence[Tensor], Tensor, float], None],
+        on_value: Callable[[Sequence[Tensor]], None],
+    ) -> None:
+        missing = [name for name in (_BY_NORM, _BY_VALUE) if not hasattr(clip_grad, name)]
+        if missing:
             raise AttachError(
                 f"track_clipping=True does not work with torch {torch.__version__}, which has "
-                f"no {_PATCHED}; clip with watch.clip_grad_norm_(max_norm) instead"
+                f"no {missing[0]}; clip with watch.clip_grad_norm_(max_norm) instead"
             )
-        self._note = note
-        _PATCH.add(note)
+        self._on_norm, self._on_value = on_norm, on_value
+        _NORM_PATCH.add(on_norm)
+        _VALUE_PATCH.add(on_value)
 
     def remove(self) -> None:
-        """Stops observing; torch's function is back when nobody observes any more."""
-        _PATCH.remove(self._note)
+        """Stops observing; torch's functions are back when nobody observes any more."""
+        _NORM_PATCH.remove(self._on_norm)
+        _VALUE_PATCH.remove(self._on_value)
 
 
-def _observed(
+def _seen_by_norm(
     original: Callable[..., Any], tell: Callable[[Sequence[Tensor], Tensor, float], None]
 ) -> Any:
     def observed(
@@ -105,6 +116,8 @@ def _observed(
         *rest: Any,
         **more: Any,
     ) -> Any:
+        if torch.compiler.is_compiling():  # what a compiled function does must stay what it was
+            return original(parameters, max_norm, total_norm, *rest, **more)
         tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         tell(tensors, total_norm, max_norm)
         return original(tensors, max_norm, total_norm, *rest, **more)
@@ -112,7 +125,20 @@ def _observed(
     return observed
 
 
-_PATCH: Final = Patch(clip_grad, _PATCHED, _observed)
+def _seen_by_value(original: Callable[..., Any], tell: Callable[[Sequence[Tensor]], None]) -> Any:
+    def observed(tensors: list[list[Tensor]], *rest: Any, **more: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(tensors, *rest, **more)
+        # Clipping by norm groups its gradients with the same function.
+        if sys._getframe(1).f_code.co_name == clip_grad.clip_grad_value_.__name__:
+            tell(tensors[0])
+        return original(tensors, *rest, **more)
+
+    return observed
+
+
+_NORM_PATCH: Final = Patch(clip_grad, _BY_NORM, _seen_by_norm)
+_VALUE_PATCH: Final = Patch(clip_grad, _BY_VALUE, _seen_by_value)
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float, **options: Any) -> Tensor:

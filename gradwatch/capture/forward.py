@@ -16,6 +16,7 @@ from gradwatch.capture.hooks import (
     is_replica,
     is_traced,
 )
+from gradwatch.capture.part import INPUT, OUTPUT
 from gradwatch.isolation import Isolation
 
 
@@ -124,17 +125,17 @@ class ForwardGate:
         if not torch.is_grad_enabled() or inside_backward():
             return
         if self.sampling:
-            self._isolation.run("input hook", self._drop_those_in_vain, module)
+            self._isolation.run(INPUT, self._drop_those_in_vain, module)
         self._open()
         if self.sampling:
-            self._isolation.run("input hook", self._count, module, args, kwargs)
+            self._isolation.run(INPUT, self._count, module, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._held or is_replica(module) or not self.is_open:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
-            self._isolation.run("output hook", self._take_output, output)
+            self._isolation.run(OUTPUT, self._take_output, output)
         self._close(completed)
 
     def _open(self) -> None:

@@ -45,6 +45,11 @@ class GradientCapture:
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
 
+    def release(self) -> None:
+        """Forgets, and lets go of all parameters."""
+        self.reset()
+        self._updates = {}
+
     def observe(self, parameters: Mapping[str, Tensor]) -> None:
         """Measures the gradients as they are now, before the user clips them."""
         self._observed = gradient_norms(parameters)

@@ -15,6 +15,7 @@ from gradwatch.capture.graph import Link
 from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_replica
 from gradwatch.capture.links import LinkTrace
 from gradwatch.capture.names import compiled_parts
+from gradwatch.capture.part import LAYERS
 from gradwatch.capture.structure import link_layers
 from gradwatch.capture.view import NamedValues, some_examples
 from gradwatch.isolation import Isolation
@@ -24,9 +25,6 @@ from gradwatch.records import ModelInfo
 
 ELEMENTS: Final = 2**20
 """Outputs beyond this size are measured on their first examples only."""
-
-LAYERS: Final = "layer hooks"
-"""Name of this part, should it fail."""
 
 
 class LayerCapture:

@@ -16,6 +16,7 @@ from gradwatch.capture.forward import ForwardGate, first_tensor
 from gradwatch.capture.graph import Link, adds_its_input, trace_link
 from gradwatch.capture.hooks import HookHandles, OwnHook, is_replica
 from gradwatch.capture.names import compiled_parts, named_modules
+from gradwatch.capture.part import STRUCTURE
 from gradwatch.isolation import Isolation
 
 
@@ -127,7 +128,7 @@ class LinkTrace:
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             if self._gate.is_open and not self.finished and not is_replica(module):
-                self._isolation.run("structure hooks", look, module, (args, kwargs), output)
+                self._isolation.run(STRUCTURE, look, module, (args, kwargs), output)
 
         self._handles.add(module.register_forward_hook(OwnHook(hook), with_kwargs=True))
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
 from gradwatch.capture.forward import own_loss
 from gradwatch.capture.names import unwrap_model
+from gradwatch.numerics.sharding import is_sharded
 
 
 class Objective(ABC):
@@ -44,7 +45,7 @@ class Objective(ABC):
             ObjectiveError: if the parameters are sharded.
         """
         named = dict(self.model.named_parameters())
-        if any(hasattr(parameter, "device_mesh") for parameter in named.values()):
+        if any(map(is_sharded, named.values())):
             raise ObjectiveError("the loss cannot be evaluated again with sharded parameters")
         return {
             name: parameter.detach().requires_grad_()

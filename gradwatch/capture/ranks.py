@@ -124,6 +124,7 @@ class Ranks:
             with suppress(RuntimeError):  # at the end of a program the store may be gone
                 self._store.set("closed", str(self.rank))
         self.joint = False
+        self._wrapper = None
 
     def _all_attached(self) -> str:
         keys = [f"attached/{rank}" for rank in range(self.size)]

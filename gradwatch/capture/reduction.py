@@ -19,6 +19,8 @@ from gradwatch.capture.weights import WEIGHT_FACTS
 _NORMS: Final = ("used", "raw", "updates", "parameters")
 _COUNTS: Final = ("unmoved", "pushed")
 _MEANS: Final = ("activations", "log_gains")
+_SUMS: Final = ("found_inf", "microbatch_squares", "microbatches")
+_NUMBERS: Final = ("loss", "samples", *_SUMS)
 _FACTS: Final = len(WEIGHT_FACTS)
 
 
@@ -52,7 +54,7 @@ class Reduction:
             **dict.fromkeys((*_MEANS, *map(_number_of, _MEANS)), of_layers),
             "facts": of_layers * _FACTS,
             _number_of("facts"): of_layers,
-            **dict.fromkeys(("loss", "samples", "found_inf"), 1),
+            **dict.fromkeys(_NUMBERS, 1),
             **dict.fromkeys(map(_number_of, ("loss", "samples", "raw")), 1),
             "failures": len(self._parts),
         }
@@ -99,14 +101,13 @@ class Reduction:
         for name, facts in local.facts.items():
             mine["facts"].view(-1, _FACTS)[self._layers[name]] = facts.to(self._device)
             mine[_number_of("facts")][self._layers[name]] = 1
-        for field in ("loss", "samples", "found_inf"):
+        for field in _NUMBERS:
             number: Any = getattr(local, field)
             if number is not None:
                 mine[field].add_(number)
-                if field != "found_inf":
-                    mine[_number_of(field)].add_(1)
-        if local.raw is not None:
-            mine[_number_of("raw")].add_(1)
+        for field in ("loss", "samples", "raw"):
+            if getattr(local, field) is not None:
+                mine[_number_of(field)].add_(1)
 
     def _read(self, sums: dict[str, Tensor], local: StepTensors) -> StepTensors:
         found: dict[str, Any] = {}
@@ -125,13 +126,13 @@ class Reduction:
                 mean = sums[field][place] / sums[_number_of(field)][place]
                 mean = mean.sqrt() if field == "activations" else mean
                 found[field] = NamedValues(values.names, mean)
+        found |= {name: sums[name][0] for name in _SUMS if getattr(local, name) is not None}
         facts = sums["facts"].view(-1, _FACTS) / sums[_number_of("facts")].unsqueeze(1)
         return StepTensors(
             facts={name: facts[self._layers[name]] for name in local.facts},
             loss=None if local.loss is None else (sums["loss"] / sums[_number_of("loss")])[0],
             samples=None if local.samples is None else self._samples(sums),
             loss_scale=local.loss_scale,
-            found_inf=None if local.found_inf is None else sums["found_inf"][0],
             **found,
         )
 

@@ -90,6 +90,7 @@ def collect(session: "Session") -> StepTensors:
     if layers is not None:
         session.info = layers.link(session.info)
     changes = gradients.changes
+    microbatches = session.microbatches.take()
     return StepTensors(
         used=gradients.used(),
         raw=gradients.raw(),
@@ -101,6 +102,8 @@ def collect(session: "Session") -> StepTensors:
         log_gains=None if layers is None else layers.take_log_gains(),
         facts={} if layers is None else layers.weight_facts(),
         loss=told.best_loss(session.gate.losses),
+        microbatch_squares=None if microbatches is None else microbatches.squares.sum(),
+        microbatches=None if microbatches is None else len(microbatches.forwards),
         samples=told.batch_size or session.gate.samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
@@ -152,8 +155,11 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         loss=tensors.loss,
         lr=_kept(lrs[0]) if lrs else None,
         batch_size=tensors.samples,
+        microbatch_mean_square=_mean(tensors.microbatch_squares, tensors.microbatches),
+        microbatches=tensors.microbatches,
+        microbatches_unavailable=session.microbatches.unavailable,
         without_gradient=session.gradients.without_gradient,
-        notes=session.limits(),
+        notes=session.exchange.limits(),
     )
 
 
@@ -166,6 +172,10 @@ def _fractions(part: NamedValues | None, whole: NamedValues | None) -> NamedValu
     if part is None or whole is None:
         return None
     return NamedValues(part.names, part.values / whole.values.clamp(min=1.0))
+
+
+def _mean(total: Tensor | None, count: int | Tensor | None) -> Tensor | None:
+    return None if total is None or count is None else total / count
 
 
 def _quotient(after: Tensor, before: Tensor) -> Tensor:

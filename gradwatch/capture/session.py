@@ -3,18 +3,21 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwatch.capture.backward import BackwardObserver
-from gradwatch.capture.clipping import ClippingObserver, ClippingRecord, clip_gradients
+from gradwatch.capture.clipping import ClippingRecord
+from gradwatch.capture.clipping_tap import ClippingTap
+from gradwatch.capture.exchange import Exchange
 from gradwatch.capture.facts import describe_model
 from gradwatch.capture.forward import ForwardGate
 from gradwatch.capture.gradient import GradientCapture
-from gradwatch.capture.layers import LAYERS, LayerCapture
+from gradwatch.capture.layers import LayerCapture
+from gradwatch.capture.microbatch import MicrobatchTap
 from gradwatch.capture.names import (
     is_compiled,
     is_compiled_in_place,
@@ -23,27 +26,14 @@ from gradwatch.capture.names import (
 )
 from gradwatch.capture.optimizer import OptimizerTap
 from gradwatch.capture.parameters import ParameterTable, has_stepped
+from gradwatch.capture.part import CAPTURE, OF_ALL_RANKS, REPORT
 from gradwatch.capture.ranks import Ranks
-from gradwatch.capture.reduction import Reduction
 from gradwatch.capture.sample import Sample, collect, make_sample
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.told import Told
-from gradwatch.errors import AttachError
 from gradwatch.interfaces import Need
 from gradwatch.isolation import Isolation
 from gradwatch.records import ModelInfo
-
-CAPTURE: Final = "capture"
-"""Name of the whole of this, should it fail."""
-
-RANKS: Final = "exchange between ranks"
-"""Name of what combines the values of several processes, should it fail."""
-
-REPORT: Final = "report"
-"""Name of what is done with a sample, should it fail."""
-
-OF_ALL_RANKS: Final = (CAPTURE, REPORT, LAYERS, "structure hooks", "input hook", "output hook")
-"""Parts of this that are switched off on all ranks if one of them fails on one."""
 
 
 class Session:
@@ -71,6 +61,8 @@ class Session:
         step: optimizer steps finished.
         info: facts about the model.
         told: what the user's loop said about the step under way.
+        microbatches: the gradients that the step is averaged from.
+        exchange: with the other ranks.
         parts: the parts whose failures concern all ranks.
     """
 
@@ -108,10 +100,6 @@ class Session:
         )
         self.clipping = ClippingRecord(visible=track_clipping)
         self.gradients = GradientCapture(self.clipping, updates="updates" in needs)
-        self._observers: list[BackwardObserver | ClippingObserver] = [
-            *([BackwardObserver(self._note_loss)] if track_loss else []),
-            *([ClippingObserver(self._note_clipping)] if track_clipping else []),
-        ]
         # Inside a compiled region a hook would break the graph, and even decide whether there is
         # one; outside of it, on a wrapper, hooks run as ever.
         compiled = any(map(is_compiled, wrappers_of(model)))
@@ -119,12 +107,28 @@ class Session:
         self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
         wanted = "activations" in needs and not compiled and not ranks.tensor_parallel
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
+        self.microbatches = MicrobatchTap(
+            "microbatches" in needs,
+            model,
+            self.table.everything,
+            isolation,
+            sees_forwards=root is not None,
+        )
+        self._clipping_tap = ClippingTap(
+            self.clipping,
+            self.gradients,
+            self.table.everything,
+            isolation,
+            is_sampling=lambda: self.sampling,
+            sharded=ranks.sharded,
+            observe=track_clipping,
+        )
+        self._loss_tap = BackwardObserver(self._note_loss) if track_loss else None
         self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]
         self.wants_parameters = "parameters" in needs
         self.parts = (*OF_ALL_RANKS, *parts)
-        self._ranks = ranks
-        self._reduction: Reduction | None = None
-        self._ranks.attach(self.table.everything())
+        names = [layer.name for layer in self.info.layers]
+        self.exchange = Exchange(ranks, self.table.everything, names, self.parts, isolation)
         self._plan()
 
     @property
@@ -153,19 +157,6 @@ class Session:
             self.layers.linked = True
         self.start_at(step)
 
-    def limits(self) -> list[str]:
-        """What this training hides from the watch, one sentence each."""
-        found = []
-        if self._ranks.because:
-            rank, because = self._ranks.rank, self._ranks.because
-            found.append(f"values are those of rank {rank} alone: {because}")
-        if self._ranks.tensor_parallel:
-            found.append(
-                "activation_norm: under tensor parallelism the output of a layer on one rank is "
-                "a part of it, in a layout that the watch does not know"
-            )
-        return found
-
     def observe(
         self, *, loss: float | Tensor | None, batch_size: int | None, epoch: float | None
     ) -> None:
@@ -178,7 +169,7 @@ class Session:
         """
         self.told.tell(loss, batch_size, epoch, sampled=self.sampling)
         if self.sampling:
-            self._isolation.run(CAPTURE, self._observe_gradients)
+            self._clipping_tap.measure()
 
     def forward_begins(self, samples: int) -> None:
         """A training forward begins that the root module is not called for.
@@ -206,26 +197,19 @@ class Session:
         Returns:
             The norm before clipping [L/P].
         """
-        parameters = list(self.table.everything().values())
-        observed = any(isinstance(item, ClippingObserver) for item in self._observers)
-        if not observed and self._ranks.sharded:
-            self._before_clipping()
-        total = clip_gradients(parameters, max_norm, **options)
-        if not observed and not self._ranks.sharded:
-            self._note_clipping(parameters, total, max_norm)
-        return total
+        return self._clipping_tap.clip(max_norm, **options)
 
     def close(self) -> None:
         """Takes every hook and patch off, and lets go of the model and its optimizers."""
-        layers = [] if self.layers is None else [self.layers]
+        optional = [part for part in (self.layers, self._loss_tap) if part is not None]
         with ExitStack() as all_of_them:  # even if one of them fails
-            all_of_them.callback(self._ranks.leave)
-            for part in (*self._observers, *layers, self.gate, *self._taps):
+            all_of_them.callback(self.exchange.leave)
+            for part in (self._clipping_tap, *optional, self.microbatches, self.gate, *self._taps):
                 all_of_them.callback(part.remove)
         self._taps = []
         self.optimizers = ()
         self.table.release()
-        self.gradients = GradientCapture(self.clipping, updates=False)
+        self.gradients.release()
 
     # The moments of a step, as the optimizer taps tell them.
 
@@ -241,6 +225,7 @@ class Session:
         """A step raised: the forward passes that led to it were in vain."""
         if self.sampling and not self._stepped:
             self._forget_inputs()
+            self.microbatches.step_begins(sampled=True)
 
     def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
         """The gradients of this step are there; the parameters have not moved yet."""
@@ -251,6 +236,7 @@ class Session:
         """The step of one optimizer is over."""
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_update, optimizer)
+            self.microbatches.optimizer_stepped()
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self.optimizers):
             self._end_round()
@@ -266,48 +252,22 @@ class Session:
 
     def _plan(self) -> None:
         """Decides whether the step that begins now is sampled."""
-        # The other ranks wait for this one at the end of a step until all know that it is off.
-        off = self._isolation.agreed if self._ranks.joint else self._isolation.failures
-        self._scheduled = self.step % self._every == 0 and CAPTURE not in off
-        if CAPTURE in self._isolation.agreed:
-            self._ranks.leave()
+        self._scheduled = self.step % self._every == 0 and self.exchange.is_on(CAPTURE)
         wanted = self._scheduled and CAPTURE not in self._isolation.failures
         if wanted or self.gate.sampling:
             self._forget_inputs()
             self.gradients.reset()
         self.gate.sampling = wanted
+        self.microbatches.step_begins(wanted)
 
     def _hand_over(self) -> None:
         tensors = self._isolation.run(CAPTURE, self._collect) if self.sampling else None
-        failures = None
-        if self._ranks.joint:
-            combined = self._isolation.run(RANKS, self._combine, tensors)
-            if combined is None:
-                self._ranks.part("the exchange failed")
-            else:
-                tensors, failures = combined
-        if self._ranks.sharded and not self._ranks.joint:
-            tensors = self._isolation.run(CAPTURE, self._refuse_parts)
+        tensors, failures = self.exchange.combine(tensors)
         self._isolation.run(REPORT, self._deliver, tensors, failures)
 
     @torch.no_grad()
     def _collect(self) -> StepTensors:
         return collect(self)
-
-    @torch.no_grad()
-    def _combine(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
-        if not self._ranks.meet():
-            return tensors, None
-        if self._reduction is None:
-            layers = [layer.name for layer in self.info.layers]
-            self._reduction = Reduction(self._ranks, self.table.everything(), layers, self.parts)
-        return self._reduction.combine(tensors, self._isolation.failures)
-
-    def _refuse_parts(self) -> None:
-        raise AttachError(
-            f"the parameters lie on several ranks in parts, but {self._ranks.because}; watch the "
-            "model on every rank until the end"
-        )
 
     @torch.no_grad()
     def _deliver(self, tensors: StepTensors | None, failures: Tensor | None) -> None:
@@ -328,10 +288,6 @@ class Session:
     def _read_update(self, optimizer: Optimizer) -> None:
         self.gradients.stepped(optimizer)
 
-    @torch.no_grad()
-    def _observe_gradients(self) -> None:
-        self.gradients.observe(self.table.everything())
-
     def _begin_forward(self) -> None:
         for tap in self._taps:
             tap.forward_began()
@@ -339,32 +295,14 @@ class Session:
             self.told.backward_loss = None  # of another model: it went backward before this one ran
         if self.sampling and self.layers is not None:
             self.layers.begin_forward()
+        if self.sampling:
+            self.microbatches.forward_began()
 
     def _end_forward(self, completed: bool) -> None:
+        self.microbatches.forward_ended(completed)
         if self.layers is not None:
             self.layers.end_forward(completed)
 
     def _note_loss(self, loss: Tensor) -> None:
         if self.sampling:
             self._isolation.run(CAPTURE, self.told.add_backward_loss, loss.detach())
-
-    def _note_clipping(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
-        """The gradients are about to be multiplied, or have just been."""
-        if self._ranks.sharded:  # to read the norm would be an exchange that others may not join
-            self._before_clipping()
-            return
-        self.clipping.visible = True
-        if self.sampling:
-            self._isolation.run(CAPTURE, self._record_clipping, parameters, total, max_norm)
-
-    def _before_clipping(self) -> None:
-        """The gradients are about to be changed in a way that cannot be undone."""
-        self.clipping.visible = True
-        if self.sampling and not self.gradients.observed:
-            self._isolation.run(CAPTURE, self._observe_gradients)
-
-    @torch.no_grad()
-    def _record_clipping(
-        self, parameters: Sequence[Tensor], total: Tensor, max_norm: float
-    ) -> None:
-        self.clipping.record(parameters, total, max_norm)

@@ -23,6 +23,8 @@ class StepTensors:
         log_gains: log gain of each chained layer.
         facts: `weight_facts` of each chained layer, in the first step that shows them.
         loss: training loss [L], or None.
+        microbatch_squares: sum over micro-batches of the squared norm of their gradients [L²/P²].
+        microbatches: their number, or None where they were not seen.
         samples: samples of the step, or None where they were not seen.
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
@@ -38,6 +40,8 @@ class StepTensors:
     log_gains: NamedValues | None = None
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     loss: Tensor | None = None
+    microbatch_squares: Tensor | None = None
+    microbatches: int | Tensor | None = None
     samples: int | Tensor | None = None
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None

@@ -84,6 +84,10 @@ class StepView:
             it as one.
         batch_size: samples in this optimizer step on all ranks, or None if not seen; a tensor
             where several ranks added theirs up.
+        microbatch_mean_square: mean over the step's micro-batches on all ranks of the squared norm
+            of the gradient of each [L²/P²]; needs `microbatches`.
+        microbatches: their number on all ranks, or None.
+        microbatches_unavailable: why the two are None, or None.
         without_gradient: trainable parameters that no gradient reached in this step.
         notes: what could not be measured, and why.
     """
@@ -101,6 +105,9 @@ class StepView:
     loss: Tensor | None = None
     lr: float | Tensor | None = None
     batch_size: int | Tensor | None = None
+    microbatch_mean_square: Tensor | None = None
+    microbatches: int | Tensor | None = None
+    microbatches_unavailable: str | None = None
     without_gradient: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 

@@ -4,6 +4,7 @@ from gradwatch.monitors.activation_norm import ActivationNorm
 from gradwatch.monitors.gradient_norm import GradientNorm
 from gradwatch.monitors.loss_value import LossValue
 from gradwatch.monitors.lr_batch_ratio import LrBatchRatio
+from gradwatch.monitors.microbatch_gradient_norm import MicrobatchGradientNorm
 from gradwatch.monitors.non_finite import NonFinite
 from gradwatch.monitors.parameter_norm import ParameterNorm
 from gradwatch.monitors.update_ratio import UpdateRatio
@@ -13,6 +14,7 @@ __all__ = [
     "GradientNorm",
     "LossValue",
     "LrBatchRatio",
+    "MicrobatchGradientNorm",
     "NonFinite",
     "ParameterNorm",
     "UpdateRatio",

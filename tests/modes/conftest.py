@@ -25,7 +25,8 @@ QUANTITIES = (
     "lr",
 )
 PACKAGES = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "peft", "trl")
-Entry = tuple[str, str, str, str]  # family, mode, quantity, statement ("" for exact)
+WRONG = "**wrong**"
+Entry = tuple[str, str, str, str]  # family, mode, quantity, the report's reason ("" for exact)
 
 
 class Cell:
@@ -42,26 +43,25 @@ class Cell:
         self, mode: str, quantity: str, measured: Any, expected: Any, rel: float = 1e-5
     ) -> None:
         """The value is there and equals the reference; a mapping is compared item by item."""
+        self._fill(mode, quantity, "")
         assert measured is not None, f"{mode}: no {quantity}"
         assert measured == pytest.approx(expected, rel=rel, abs=1e-12, nan_ok=True), (
             f"{mode}: {quantity}"
         )
-        self._fill(mode, quantity, "")
 
     def unavailable(
         self, mode: str, quantity: str, report: gradwatch.Report, statement: str
     ) -> None:
         """The value is absent, and a note of the report contains the statement."""
+        said = [note for note in report.notes if statement in note]
+        self._fill(mode, quantity, said[0] if said else WRONG)
         info = report.info
         given: dict[str, Any] = {"lr": info.lr, "loss": info.loss, "batch_size": info.batch_size}
         value = given.get(quantity, report.value(quantity))
         scoped = [item for item in report.measurements if item.metric == quantity]
         assert value is None, f"{mode}: {quantity} is {value}, not unavailable"
         assert not scoped, f"{mode}: {quantity} is there for {len(scoped)} scopes"
-        assert any(statement in note for note in report.notes), (
-            f"{mode}: no note says {statement!r}, only {report.notes}"
-        )
-        self._fill(mode, quantity, statement)
+        assert said, f"{mode}: no note says {statement!r}, only {report.notes}"
 
     def _fill(self, mode: str, quantity: str, content: str) -> None:
         assert quantity in QUANTITIES
@@ -95,8 +95,9 @@ class ModeTable:
             if name == "mode":
                 family, mode, quantity, content = cast(Entry, entry)
                 row = self.cells.setdefault(family, {}).setdefault(mode, {})
-                known = row.setdefault(quantity, content)
-                row[quantity] = "**wrong**" if report.failed else known
+                if report.failed or row.get(quantity) == WRONG:
+                    content = WRONG
+                row[quantity] = content or row.get(quantity, "")
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
@@ -106,7 +107,10 @@ class ModeTable:
         yield ""
         yield "Each cell is a test in `tests/modes/`; `make modes` writes this page."
         yield "*exact*: equal to an independent reference. A number: not available, for the reason"
-        yield "below the table, which the report states. Empty: the mode does not have it."
+        yield "below the table, which the report states. Empty: not asked of this mode."
+        yield ""
+        yield "In plain PyTorch `track_loss` and `track_clipping` are on unless the mode says"
+        yield "otherwise."
         yield ""
         yield f"Python {platform.python_version()}, {', '.join(installed(PACKAGES))}."
         for family, rows in sorted(self.cells.items()):
@@ -132,7 +136,7 @@ def shown(content: str | None, reasons: dict[str, int]) -> str:
             return ""
         case "":
             return "exact"
-        case "**wrong**":
+        case "**wrong**":  # WRONG, which a pattern cannot name
             return content
     return str(reasons.setdefault(content, len(reasons) + 1))
 

@@ -2,5 +2,6 @@
 
 from gradwatch.capture.microbatch.capture import MicrobatchCapture
 from gradwatch.capture.microbatch.record import MicrobatchNorms
+from gradwatch.capture.microbatch.tap import MicrobatchTap
 
-__all__ = ["MicrobatchCapture", "MicrobatchNorms"]
+__all__ = ["MicrobatchCapture", "MicrobatchNorms", "MicrobatchTap"]

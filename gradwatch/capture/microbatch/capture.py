@@ -6,16 +6,18 @@ from typing import Final
 from torch import Tensor, nn
 
 from gradwatch.capture.hooks import inside_backward
-from gradwatch.capture.microbatch.leaf import PART, LeafTap
+from gradwatch.capture.microbatch.leaf import LeafTap
 from gradwatch.capture.microbatch.record import MicrobatchNorms, MicrobatchRecord
 from gradwatch.capture.microbatch.reduce_scatter import TENSOR_PARALLEL, ReduceScatterTaps
+from gradwatch.capture.part import MICROBATCHES
 from gradwatch.isolation import Isolation
+from gradwatch.numerics.sharding import is_sharded
 
 ALTERNATING: Final = (
     "the optimizers step one after another, each on a loss of its own, so that the step has no "
     "one gradient"
 )
-FAILED: Final = f"{PART} failed and are switched off"
+FAILED: Final = f"{MICROBATCHES} failed and are switched off"
 FSDP1: Final = "FullyShardedDataParallel shows no gradient before it is reduced; use fully_shard"
 STEP_IN_BACKWARD: Final = "the optimizer steps inside backward(), before all gradients are there"
 
@@ -32,7 +34,7 @@ class MicrobatchCapture:
     Args:
         model: with its wrappers.
         parameters: gives the optimized parameters by name, as they are now.
-        isolation: what to do when something fails, under the name `PART`.
+        isolation: what to do when something fails, under the name `MICROBATCHES`.
         sees_forwards: `begin_microbatch` will be called; otherwise a step may have one backward
             only.
     """
@@ -59,7 +61,7 @@ class MicrobatchCapture:
     def begin_step(self) -> None:
         """A sampled step begins, or begins anew because it raised."""
         self.end_step()
-        if PART in self._isolation.failures:
+        if MICROBATCHES in self._isolation.failures:
             return
         self._record.start()
         if self._obstacle is not None:
@@ -92,7 +94,7 @@ class MicrobatchCapture:
         Returns:
             Its micro-batches, or why they are not known.
         """
-        if PART in self._isolation.failures:
+        if MICROBATCHES in self._isolation.failures:
             self._record.spoil(FAILED)
         if self._record.active and inside_backward():
             self._record.spoil(STEP_IN_BACKWARD)
@@ -118,7 +120,7 @@ class MicrobatchCapture:
     def _attach(self) -> None:
         self._attached = True
         plain = self._plain(self._parameters())
-        if any(hasattr(parameter, "device_mesh") for parameter in plain.values()):
+        if any(map(is_sharded, plain.values())):
             self._record.spoil(TENSOR_PARALLEL)
             return
         self._leaf.attach(plain)

@@ -8,11 +8,9 @@ from torch import Tensor, distributed
 
 from gradwatch.capture.hooks import HookHandles, OwnHook
 from gradwatch.capture.microbatch.record import MicrobatchRecord
+from gradwatch.capture.part import MICROBATCHES
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm
-
-PART: Final = "micro-batch norms"
-"""Name of the whole of this, should it fail."""
 
 CHANGED: Final = (
     "the accumulated gradient was changed in place between two backward() calls, as by "
@@ -81,11 +79,11 @@ class LeafTap:
 
     def _arrives(self, name: str, gradient: Tensor) -> None:
         if self._record.active:
-            self._isolation.run(PART, self._measure, name, gradient)
+            self._isolation.run(MICROBATCHES, self._measure, name, gradient)
 
     def _arrived(self, name: str, parameter: Tensor) -> None:
         if self._record.active:
-            self._isolation.run(PART, self._confirm, name, parameter)
+            self._isolation.run(MICROBATCHES, self._confirm, name, parameter)
 
     def _measure(self, name: str, gradient: Tensor) -> None:
         present = self._tapped[name].grad

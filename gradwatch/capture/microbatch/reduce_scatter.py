@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.microbatch.leaf import PART
 from gradwatch.capture.microbatch.record import MicrobatchRecord
+from gradwatch.capture.part import MICROBATCHES
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm
 
@@ -72,7 +72,7 @@ class ReduceScatterTap:
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Does the reduce-scatter."""
         if self._record.active:
-            self._isolation.run(PART, self._measure, *arguments, **options)
+            self._isolation.run(MICROBATCHES, self._measure, *arguments, **options)
         return self._inner(*arguments, **options)
 
     def remove(self) -> None:

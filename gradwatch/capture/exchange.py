@@ -1,0 +1,107 @@
+"""What the ranks tell one another at the end of a sampled step, and when they do not."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gradwatch.capture.part import CAPTURE, RANKS
+from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.reduction import Reduction
+from gradwatch.capture.step_tensors import StepTensors
+from gradwatch.errors import AttachError
+from gradwatch.isolation import Isolation
+
+
+class Exchange:
+    """Combines the sampled steps of the ranks, as long as all of them come by.
+
+    Args:
+        ranks: the processes that train the model together.
+        parameters: gives the optimized parameters by name.
+        layers: the layers that may be measured.
+        parts: the parts of the watch whose failures concern all ranks.
+        isolation: what to do when something fails.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        parameters: Callable[[], Mapping[str, Tensor]],
+        layers: Sequence[str],
+        parts: Sequence[str],
+        isolation: Isolation,
+    ) -> None:
+        self._ranks = ranks
+        self._parameters = parameters
+        self._layers = layers
+        self._parts = parts
+        self._isolation = isolation
+        self._reduction: Reduction | None = None
+        ranks.attach(parameters())
+
+    def is_on(self, part: str) -> bool:
+        """Whether a part is on, as far as all ranks know.
+
+        Until they know that it is off they wait for this one at the end of a step.
+        """
+        if not self._ranks.joint:
+            return part not in self._isolation.failures
+        if part in self._isolation.agreed:
+            self._ranks.leave()
+            return False
+        return True
+
+    def combine(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
+        """The sampled step of all ranks.
+
+        Args:
+            tensors: of this rank, or None if it could not be captured.
+
+        Returns:
+            Those of all ranks, or of this one if they do not train together, None if neither can
+            be told; and for each of the parts on how many ranks it has failed, None if there are
+            no other ranks.
+        """
+        failures = None
+        if self._ranks.joint:
+            combined = self._isolation.run(RANKS, self._reduce, tensors)
+            if combined is None:
+                self._ranks.part("the exchange failed")
+            else:
+                tensors, failures = combined
+        if self._ranks.sharded and not self._ranks.joint:
+            self._isolation.run(CAPTURE, self._refuse_parts)
+            tensors = None
+        return tensors, failures
+
+    def limits(self) -> list[str]:
+        """What this training hides from the watch, one sentence each."""
+        found = []
+        if self._ranks.because:
+            rank, because = self._ranks.rank, self._ranks.because
+            found.append(f"values are those of rank {rank} alone: {because}")
+        if self._ranks.tensor_parallel:
+            found.append(
+                "activation_norm: under tensor parallelism the output of a layer on one rank is "
+                "a part of it, in a layout that the watch does not know"
+            )
+        return found
+
+    def leave(self) -> None:
+        """Tells the other ranks not to wait for this one any more."""
+        self._ranks.leave()
+
+    @torch.no_grad()
+    def _reduce(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
+        if not self._ranks.meet():
+            return tensors, None
+        if self._reduction is None:
+            self._reduction = Reduction(self._ranks, self._parameters(), self._layers, self._parts)
+        return self._reduction.combine(tensors, self._isolation.failures)
+
+    def _refuse_parts(self) -> None:
+        raise AttachError(
+            f"the parameters lie on several ranks in parts, but {self._ranks.because}; watch the "
+            "model on every rank until the end"
+        )

@@ -1,0 +1,88 @@
+"""The loss of a LightningModule's own training step, for probes."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from torch import nn
+
+from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.objective import Objective
+
+LOGGING: Final[tuple[str, ...]] = ("log", "log_dict", "print")
+"""What a training step may call that others see."""
+
+
+class TrainingStep(Objective):
+    """`pl_module.training_step(batch, batch_idx)` with its logging silenced.
+
+    What the step writes to `self.logger.experiment` itself is written again.
+
+    Args:
+        pl_module: a LightningModule, of either package.
+        batches: told the batch of the step under way.
+        batch_idx: gives its number.
+    """
+
+    def __init__(
+        self, pl_module: nn.Module, batches: LastBatch, batch_idx: Callable[[], int] = lambda: 0
+    ) -> None:
+        super().__init__(pl_module)
+        self._batches = batches
+        self._batch_idx = batch_idx
+
+    def _evaluate(self, rows: slice | None) -> Any:
+        if not getattr(self.model, "automatic_optimization", True):
+            raise ObjectiveError(
+                "the training step of manual optimization cannot be evaluated again, as it steps "
+                "the optimizers itself; give a loss_fn"
+            )
+        batch = self._batches.batch
+        with silenced(self.model):
+            return _loss_in(self._call(batch if rows is None else some_rows(batch, rows)))
+
+    def _call(self, batch: Any) -> Any:
+        step: Any = self.model.training_step
+        names = list(inspect.signature(step).parameters)
+        if "dataloader_iter" in names:
+            raise ObjectiveError(
+                "a training step that draws its batches from dataloader_iter cannot be evaluated "
+                "again; give a loss_fn"
+            )
+        return step(batch) if len(names) == 1 else step(batch, self._batch_idx())
+
+
+@contextmanager
+def silenced(pl_module: nn.Module) -> Iterator[None]:
+    """Lets a LightningModule log nothing.
+
+    Lightning refuses to log outside of its loops, and what is logged inside would count twice. The
+    instance gets methods that do nothing, past `nn.Module.__setattr__`, and loses them again.
+
+    Args:
+        pl_module: a LightningModule.
+
+    Yields:
+        None.
+    """
+    attributes = vars(pl_module)
+    own = {name: attributes[name] for name in LOGGING if name in attributes}
+    attributes.update(dict.fromkeys(LOGGING, _do_nothing))
+    try:
+        yield
+    finally:
+        for name in LOGGING:
+            attributes.pop(name, None)
+        attributes.update(own)
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _loss_in(output: Any) -> Any:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None:
+        raise ObjectiveError("the training step returned no loss for this batch")
+    return loss

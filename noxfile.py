@@ -1,0 +1,42 @@
+"""The adapters' tests with the oldest supported and the newest released frameworks.
+
+nox                      both ends
+nox -s adapters -- -x    with options for pytest
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+
+OLDEST = (
+    "lightning==2.4.0",
+    "pytorch-lightning==2.4.0",
+    "transformers==4.46.3",
+    "accelerate==1.0.0",
+)
+NEWEST = (
+    "lightning!=2.6.2,!=2.6.3",  # withdrawn
+    "pytorch-lightning!=2.6.2,!=2.6.3",
+    "transformers",
+    "accelerate",
+)
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard")
+TESTS = (
+    "tests/integrations/test_lightning.py",
+    "tests/integrations/test_transformers.py",
+    "tests/modes/test_lightning.py",
+    "tests/modes/test_transformers.py",
+    "tests/modes/test_accelerate.py",
+)
+
+
+@nox.session
+@nox.parametrize("frameworks", [OLDEST, NEWEST], ids=["oldest", "newest"])
+def adapters(session: nox.Session, frameworks: tuple[str, ...]) -> None:
+    """The adapters of Lightning and transformers."""
+    session.install("--constraint", "constraints.txt", "torch", "numpy", *TOOLS)
+    session.install(*frameworks)
+    session.install("--no-deps", "--editable", ".")
+    session.run("python", "-m", "pip", "list")
+    # Old releases warn of what newer Pythons and PyTorch have deprecated since.
+    session.run("python", "-m", "pytest", "-W", "default", *TESTS, *session.posargs)
