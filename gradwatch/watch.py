@@ -211,23 +211,27 @@ class Watch:
         loss: float | Tensor | None = None,
         batch_size: int | None = None,
         epoch: float | None = None,
+        gradients: bool = True,
     ) -> None:
         """Tells the watch what it cannot see; optional, after `backward()`, before clipping.
 
         The gradients are measured as they are at this moment, unscaled ones under loss scaling,
-        which gives the norms before clipping. Costs nothing on steps that are not sampled.
+        which gives the norms before clipping; not any more once the watch has seen them clipped.
+        Costs nothing on steps that are not sampled.
 
         Args:
             loss: of this step [L]; a tensor is not read on the host.
-            batch_size: samples of this step over all micro-batches.
+            batch_size: samples of this step over all micro-batches; those of this rank.
             epoch: epochs finished.
+            gradients: also measure the gradients; False for a loop that may have clipped them
+                out of the watch's sight.
 
         Raises:
             ClosedError: if the watch is closed.
             ConfigError: if an argument is no number.
         """
         self._check_open("observe")
-        self._session.observe(loss=loss, batch_size=batch_size, epoch=epoch)
+        self._session.observe(loss, batch_size, epoch, gradients=gradients)
 
     def forward_begins(self, batch_size: int | None = None) -> None:
         """Says that a training forward begins, where the loop does not call the model itself.

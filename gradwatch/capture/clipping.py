@@ -24,10 +24,12 @@ class ClippingRecord:
 
     Attributes:
         visible: the watch would see it if gradients were clipped.
+        happened: gradients of the watched parameters have been clipped since the last step.
     """
 
     def __init__(self, visible: bool = False) -> None:
         self.visible = visible
+        self.happened = False
         self._clipped: list[tuple[frozenset[int], Tensor]] = []
 
     def record(
@@ -67,6 +69,7 @@ class ClippingRecord:
 
     def reset(self) -> None:
         """Forgets, at the end of a step."""
+        self.happened = False
         self._clipped = []
 
 

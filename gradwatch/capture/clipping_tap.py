@@ -97,6 +97,7 @@ class ClippingTap:
         self._record.visible = True
         if self._is_sampling() and not self._gradients.observed:
             self.measure()
+        self._record.happened = True
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -104,4 +105,7 @@ class ClippingTap:
 
     @torch.no_grad()
     def _write(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
-        self._record.record(parameters, total, max_norm)
+        clipped = set(map(id, parameters))
+        if any(id(parameter) in clipped for parameter in self._parameters().values()):
+            self._record.happened = True
+            self._record.record(parameters, total, max_norm)

@@ -135,7 +135,8 @@ class ForwardGate:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
-            self._isolation.run(OUTPUT, self._take_output, output)
+            self._isolation.run(OUTPUT, self._take_loss, output)
+            self._isolation.run(OUTPUT, self._await_backward, output)
         self._close(completed)
 
     def _open(self) -> None:
@@ -157,11 +158,13 @@ class ForwardGate:
         self._passes[-1].samples = batch_size((args, kwargs))
         self._passes[-1].version = _version(module)
 
-    def _take_output(self, output: Any) -> None:
-        here = self._passes[-1]
+    def _take_loss(self, output: Any) -> None:
         loss = own_loss(output)
         if loss is not None:
-            here.losses.append(loss.detach().clone())
+            self._passes[-1].losses.append(loss.detach().clone())
+
+    def _await_backward(self, output: Any) -> None:
+        here = self._passes[-1]
 
         def note(gradients: Any) -> None:
             if not torch.is_grad_enabled():  # else the gradient becomes a part of the loss

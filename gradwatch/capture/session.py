@@ -158,17 +158,23 @@ class Session:
         self.start_at(step)
 
     def observe(
-        self, *, loss: float | Tensor | None, batch_size: int | None, epoch: float | None
+        self,
+        loss: float | Tensor | None,
+        batch_size: int | None,
+        epoch: float | None,
+        *,
+        gradients: bool,
     ) -> None:
-        """Takes what the user says of the step under way, and its gradients as they are now.
+        """Takes what the user says of the step under way.
 
         Args:
             loss: of the step [L].
             batch_size: its samples.
             epoch: epochs finished.
+            gradients: measure its gradients as they are now, unless they have been clipped.
         """
         self.told.tell(loss, batch_size, epoch, sampled=self.sampling)
-        if self.sampling:
+        if gradients and self.sampling and not self.clipping.happened:
             self._clipping_tap.measure()
 
     def forward_begins(self, samples: int) -> None:

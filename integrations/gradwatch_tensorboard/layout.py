@@ -30,6 +30,7 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "unmoved_",
         "lr_batch_ratio",
         "batch_size",
+        "microbatch",
     ),
     "Does the signal survive depth?": ("activation_", "gain_"),
 }
@@ -37,6 +38,7 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 
 _OF_THE_MODEL_ONLY: Final = frozenset(
     {LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio", "batch_size", "update_norm"}
+    | {"microbatch_gradient_norm", "microbatches"}
     | {"nonfinite_activation", "nonfinite_gradient", "nonfinite_parameter"}
 )
 _OF_LAYERS_ONLY: Final = frozenset(

@@ -127,6 +127,5 @@ class Training:
         return OutputLoss(unwrap_model(model), is_sampled, world)
 
     def _tell(self, *, loss: torch.Tensor | None = None, epoch: float | None = None) -> None:
-        # `Watch.observe` also measures the gradients, which the Trainer has clipped by now.
-        told = self.watch._session.told
-        told.tell(loss, None, epoch, sampled=self.watch.sampling)
+        # The Trainer has clipped the gradients by now.
+        self.watch.observe(loss=loss, epoch=epoch, gradients=False)

@@ -1,5 +1,6 @@
 """Several real processes report what one process with the whole batch reports."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -85,7 +86,12 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=False)
     told = gradwatch.MemorySink()
     settings: dict[str, Any] = {"track_loss": True, "track_clipping": True, "on_error": "raise"}
-    settings |= {"every_n_steps": 1, "log_every_n_steps": 1, "sinks": [told]}
+    settings |= {
+        "monitors": gradwatch.presets.full(),
+        "every_n_steps": 1,
+        "log_every_n_steps": 1,
+        "sinks": [told],
+    }
     with gradwatch.watch(model, optimizer, **settings | options) as watch:
         for step in batches(micro_batches):
             for place, batch in enumerate(step):
@@ -157,8 +163,25 @@ def check(cell: Any, mode: str, report: gradwatch.Report, reference: gradwatch.R
     cell.equal(mode, "loss", report.info.loss, reference.info.loss)
     cell.equal(mode, "batch_size", report.info.batch_size, reference.info.batch_size)
     cell.equal(mode, "lr", report.info.lr, reference.info.lr)
+    if report.step == 0 and mode != WITHOUT_ACTIVATIONS:
+        ranks, micro_batches = (4 if mode == "HSDP" else 2), 3 if "no_sync" in mode else 1
+        expected = rms_of_parts(0, micro_batches, ranks)
+        assert report.value("microbatch_gradient_norm") == pytest.approx(expected, rel=1e-5)
+        assert report.value("microbatches") == ranks * micro_batches
     for quantity in ("clip_coefficient", "parameter_norm", "update_ratio", "unmoved_fraction"):
         assert values(report, quantity) == pytest.approx(values(reference, quantity), rel=1e-5)
+
+
+def rms_of_parts(step: int, micro_batches: int, parts: int) -> float:
+    """Of the gradients of each rank's part of each micro-batch, at the first parameters."""
+    model = net()
+    squares = []
+    for batch in list(batches(micro_batches))[step]:
+        for part in batch.chunk(parts):
+            loss = model(part).square().mean() / micro_batches
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            squares.append(sum(float(item.double().square().sum()) for item in gradients))
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def values(report: gradwatch.Report, metric: str) -> dict[str, float]:

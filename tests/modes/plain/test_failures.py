@@ -1,4 +1,4 @@
-"""A forward, a closure or a step that raises, as out-of-memory errors do, and a loop that goes on."""
+"""A forward, a closure or a step that raises, and a loop that goes on."""
 
 from typing import TYPE_CHECKING, Any
 
