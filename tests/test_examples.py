@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ LONGEST_EXTENSION = 15
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def output(name: str, folder: Path) -> str:
+def output(name: str, folder: Path, *launcher: str) -> str:
+    """What an example prints; Python's options or a launcher come before it."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name],
+        [sys.executable, *(launcher or ("-W", "error")), EXAMPLES / name],
         capture_output=True,
         text=True,
         check=False,
@@ -25,7 +28,7 @@ def output(name: str, folder: Path) -> str:
         env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert launcher or done.stderr == ""
     return done.stdout
 
 
@@ -35,13 +38,39 @@ def extensions() -> list[ast.ClassDef]:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"extend.py", "plain_loop.py"}
+    tested = set(re.findall(r'output\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_plain_loop(tmp_path: Path) -> None:
     printed = output("plain_loop.py", tmp_path)
     assert "gradwatch at step 100" in printed
     assert "init" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    printed = output("ddp_digits.py", tmp_path, "-m", "torch.distributed.run", "--nproc-per-node=2")
+    assert printed.count("gradwatch at step 100") == 1, "one rank speaks"
+    assert "batch_size            64" in printed
+    assert "init" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")
+def test_lightning(tmp_path: Path) -> None:
+    printed = output("lightning_digits.py", tmp_path, "-W", "default")  # Lightning's own warnings
+    assert "gradwatch at step" in printed
+    assert "gradient_norm " in printed
+    assert "loss " in printed
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_transformers(tmp_path: Path) -> None:
+    printed = output("transformers_text.py", tmp_path)
+    assert "gradwatch at step 90" in printed
+    assert "gradient_norm " in printed
+    assert "loss " in printed
     assert not list(tmp_path.iterdir())
 
 

@@ -10,12 +10,9 @@ from gradwatch.announce import OnRecommendation
 from gradwatch.errors import GradwatchError
 from gradwatch.isolation import Isolation, OnError
 from gradwatch_lightning.base import with_lightning_base
-from gradwatch_lightning.fit import Fit
+from gradwatch_lightning.fit import PART, Fit
 from gradwatch_lightning.options import Options
 from gradwatch_lightning.resume import resume, state_of
-
-PART: Final = "Lightning callback"
-"""Name of this adapter, should it fail."""
 
 _OF_LIGHTNING: Final = ("log", "log_dict")
 """Methods of the module that the Trainer puts onto its callbacks; they would drag it along."""
@@ -250,7 +247,9 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
 
     def _begin(self, trainer: Any, module: Any) -> GradwatchError | None:
         try:
-            fit = Fit(self._options, trainer, module, lambda: self in trainer.callbacks)
+            fit = Fit(
+                self._options, trainer, module, lambda: self in trainer.callbacks, self._isolation
+            )
         except GradwatchError as refused:  # something that the user must know before step 0
             return refused
         self._fit, self._watch = fit, fit.watch

@@ -1,16 +1,17 @@
 """One `trainer.fit` under watch: what Lightning's hooks mean for the watch."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 
 import gradwatch
 from gradwatch.capture.forward import batch_size
 from gradwatch.capture.hooks import HookHandles, OwnHook
+from gradwatch.errors import AttachError
+from gradwatch.isolation import Isolation
 from gradwatch.sinks import JsonlSink
 from gradwatch_lightning.axis import Axis
 from gradwatch_lightning.logger_sinks import draws_page, logger_sinks
@@ -22,6 +23,9 @@ from gradwatch_lightning.trainer_facts import (
     train_size,
     unscaled,
 )
+
+PART: Final = "Lightning callback"
+"""Name of this adapter, should it fail."""
 
 
 class Fit:
@@ -37,6 +41,7 @@ class Fit:
         module: that is trained.
         is_current: says whether the Trainer runs its callbacks, or has put them aside to try
             learning rates or batch sizes.
+        isolation: what to do when a hook fails.
 
     Attributes:
         watch: the watch.
@@ -45,25 +50,31 @@ class Fit:
     """
 
     def __init__(
-        self, options: Options, trainer: Any, module: Any, is_current: Callable[[], bool]
+        self,
+        options: Options,
+        trainer: Any,
+        module: Any,
+        is_current: Callable[[], bool],
+        isolation: Isolation,
     ) -> None:
         self.trainer = trainer
         self.module = module
         self._is_current = is_current
+        self._isolation = isolation
         self._discarded = False
         self._automatic = bool(module.automatic_optimization)
         self._axis = Axis(trainer, options.log_every_n_steps // options.every_n_steps + 1)
         self._tracks_clipping = hides_raw_gradients(trainer)
-        self.watch = gradwatch.watch(
+        self.watch = _attached(
             _Compiled(module) if is_compiled(module) else module,
             trainer.optimizers,
-            track_clipping=self._tracks_clipping and hasattr(clip_grad, "_clip_grads_with_norm_"),
+            track_clipping=self._tracks_clipping,
             **_arguments(options, trainer, self._sinks(options)),
         )
         self._handles = HookHandles()
         for optimizer in trainer.optimizers:
             # After the watch's own hook, so that the watch has finished its step.
-            self._handles.add(optimizer.register_step_post_hook(OwnHook(self._stepped)))
+            self._handles.add(optimizer.register_step_post_hook(OwnHook(self._after_step)))
         self._batch_size = 0
         self._entered: int | None = None
         self._went_backward = False
@@ -109,8 +120,8 @@ class Fit:
         parts = self.trainer.accumulate_grad_batches if self._automatic else 1
         self._losses.append(unscaled(self.trainer, loss) * parts)
         losses = torch.stack([item.reshape(()) for item in self._losses])
-        _tell(
-            self.watch,
+        self.watch.observe(
+            gradients=False,  # they are not there yet
             loss=losses.mean() if self._automatic else losses.sum(),
             batch_size=(self._samples or self._batch_size) or None,
             epoch=self.trainer.current_epoch,
@@ -148,7 +159,10 @@ class Fit:
         """Whatever runs now is no forward of the training."""
         self._leave(completed=self._went_backward)
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._isolation.run(PART, self._stepped)
+
+    def _stepped(self) -> None:
         self._stepping = None
         if self.watch.step != self._step:
             self._leave(completed=True)
@@ -193,6 +207,18 @@ class _Compiled(nn.Module):
         self._orig_mod = module
 
 
+def _attached(
+    module: nn.Module, optimizers: Sequence[Optimizer], *, track_clipping: bool, **arguments: Any
+) -> gradwatch.Watch:
+    try:
+        return gradwatch.watch(module, optimizers, track_clipping=track_clipping, **arguments)
+    except AttachError:
+        if not track_clipping:
+            raise
+        # This torch may hide its clipping: then the report says what is missing.
+        return gradwatch.watch(module, optimizers, **arguments)
+
+
 def _arguments(
     options: Options, trainer: Any, of_loggers: Sequence[gradwatch.Sink]
 ) -> dict[str, Any]:
@@ -208,9 +234,3 @@ def _arguments(
     if trainer.world_size > 1:
         given["distributed"] = True
     return given
-
-
-def _tell(watch: gradwatch.Watch, **said: Any) -> None:
-    """What `observe` does, but for the gradients: they are not there yet."""
-    told = {"loss": None, "batch_size": None, "epoch": None} | said
-    watch._session.told.tell(**told, sampled=watch.sampling)

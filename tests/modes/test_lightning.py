@@ -394,7 +394,8 @@ def test_a_manual_step_with_a_closure(cell: Any) -> None:
     compare(cell, "manual, closure", reports, plain_loop())
 
 
-def test_manual_optimization_with_two_optimizers(cell: Any) -> None:
+@pytest.mark.parametrize("how", ["norm", "value"])
+def test_manual_optimization_with_two_optimizers(cell: Any, how: str) -> None:
     """As in adversarial training: each has a backward pass and a step of its own."""
 
     def two(self: Any) -> Any:
@@ -404,7 +405,11 @@ def test_manual_optimization_with_two_optimizers(cell: Any) -> None:
         for optimizer, factor in zip(self.optimizers(), (1.0, 0.5), strict=True):
             self.toggle_optimizer(optimizer)
             self.manual_backward(factor * mse(self.net, batch))
-            self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=0.1 if how == "norm" else 0.01,
+                gradient_clip_algorithm=how,
+            )
             optimizer.step()
             optimizer.zero_grad()
             self.untoggle_optimizer(optimizer)
@@ -426,7 +431,12 @@ def test_manual_optimization_with_two_optimizers(cell: Any) -> None:
             ]
             raw |= dict(zip(names, gradients, strict=True))
             size = torch.stack([item.norm() for item in gradients]).norm()
-            clipped = [item * min(1.0, 0.1 / (float(size) + 1e-6)) for item in gradients]
+            clipped = [
+                item * min(1.0, 0.1 / (float(size) + 1e-6))
+                if how == "norm"
+                else item.clamp(-0.01, 0.01)
+                for item in gradients
+            ]
             used |= dict(zip(names, clipped, strict=True))
             with torch.no_grad():
                 for item, gradient in zip(part.parameters(), clipped, strict=True):
@@ -443,7 +453,7 @@ def test_manual_optimization_with_two_optimizers(cell: Any) -> None:
                 "lr": LR,
             }
         )
-    compare(cell, "manual, two optimizers", reports, plain.entries)
+    compare(cell, f"manual, two optimizers, clip by {how}", reports, plain.entries)
 
 
 # --- Mixed precision ---------------------------------------------------------------------------

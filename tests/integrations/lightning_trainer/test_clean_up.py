@@ -59,8 +59,10 @@ def test_an_interrupted_training_leaves_no_hooks(
     assert callback.summary().step == 2
 
 
+@pytest.mark.parametrize("where", ["batch_begins", "about_to_step", "_stepped"])
 def test_a_defect_of_the_adapter_does_not_stop_the_training(
     pl: Any,
+    where: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     traces_on: Any,
@@ -68,10 +70,10 @@ def test_a_defect_of_the_adapter_does_not_stop_the_training(
     module: Any,
     trainer: Any,
 ) -> None:
-    def broken(self: Any, batch: Any) -> None:
+    def broken(self: Any, *args: Any) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(Fit, "batch_begins", broken)
+    monkeypatch.setattr(Fit, where, broken)
     model = module(pl)
     before = traces_on(model)["hooks"]
     boss = trainer(pl, GradwatchCallback(every_n_steps=1, log_every_n_steps=1))
