@@ -23,7 +23,8 @@ class ClippingRecord:
         visible: the watch would see it if gradients were clipped.
 
     Attributes:
-        visible: the watch would see it if gradients were clipped.
+        visible: the watch would see it if gradients were clipped; not any more once a compiled
+            function clips.
         happened: gradients of the watched parameters have been clipped since the last step.
     """
 
@@ -57,7 +58,7 @@ class ClippingRecord:
             The norms before, or None if clipping is not visible. Clipping by norm multiplies
             each gradient by one factor, so the quotient is exact.
         """
-        if not self.visible:
+        if not self.visible or _compiled_clippings:
             return None
         values = used.values
         for identities, factor in self._clipped:
@@ -71,6 +72,17 @@ class ClippingRecord:
         """Forgets, at the end of a step."""
         self.happened = False
         self._clipped = []
+
+
+_compiled_clippings: list[bool] = []
+"""Not empty once a compiled function of this process clips: what it does is out of sight."""
+
+
+@torch.compiler.assume_constant_result
+def _note_compiled_clipping() -> bool:
+    """Called when the function is compiled, not when it runs."""
+    _compiled_clippings.append(True)
+    return True
 
 
 class ClippingObserver:
@@ -120,6 +132,7 @@ def _seen_by_norm(
         **more: Any,
     ) -> Any:
         if torch.compiler.is_compiling():  # what a compiled function does must stay what it was
+            _note_compiled_clipping()
             return original(parameters, max_norm, total_norm, *rest, **more)
         tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         tell(tensors, total_norm, max_norm)
@@ -131,6 +144,7 @@ def _seen_by_norm(
 def _seen_by_value(original: Callable[..., Any], tell: Callable[[Sequence[Tensor]], None]) -> Any:
     def observed(tensors: list[list[Tensor]], *rest: Any, **more: Any) -> Any:
         if torch.compiler.is_compiling():
+            _note_compiled_clipping()
             return original(tensors, *rest, **more)
         # Clipping by norm groups its gradients with the same function.
         if sys._getframe(1).f_code.co_name == clip_grad.clip_grad_value_.__name__:

@@ -48,6 +48,8 @@ class ForwardGate:
 
     Attributes:
         sampling: set by the watch; the gate stays closed while it is False.
+        muted: set by the watch while the gradients of the step are complete, so that further
+            forwards of a line search do not count.
         is_open: a training forward is running.
         passes: training forwards since `reset`, sampled or not.
     """
@@ -64,6 +66,7 @@ class ForwardGate:
         self._isolation = isolation
         self._handles = HookHandles()
         self.sampling = False
+        self.muted = False
         self.is_open = False
         self._held = False
         self.reset()
@@ -106,7 +109,7 @@ class ForwardGate:
         """
         self._open()
         self._held = True
-        if self._passes:
+        if self.is_open:
             self._passes[-1].samples = samples
 
     def release(self, completed: bool) -> None:
@@ -127,7 +130,7 @@ class ForwardGate:
         if self.sampling:
             self._isolation.run(INPUT, self._drop_those_in_vain, module)
         self._open()
-        if self.sampling:
+        if self.is_open:
             self._isolation.run(INPUT, self._count, module, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -141,6 +144,8 @@ class ForwardGate:
 
     def _open(self) -> None:
         self._on_begin()
+        if self.muted:
+            return
         self.passes += 1
         self.is_open = self.sampling
         if self.sampling:

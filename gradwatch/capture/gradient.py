@@ -52,7 +52,13 @@ class GradientCapture:
 
     def observe(self, parameters: Mapping[str, Tensor]) -> None:
         """Measures the gradients as they are now, before the user clips them."""
-        self._observed = gradient_norms(parameters)
+        present = {name: item for name, item in parameters.items() if item.grad is not None}
+        now = gradient_norms(present)
+        self._observed = self._clipping.undo(now, list(present.values())) or now
+
+    def forget_observed(self) -> None:
+        """What was measured before was not of this step."""
+        self._observed = None
 
     @property
     def observed(self) -> bool:

@@ -50,6 +50,23 @@ def is_compiled_in_place(model: nn.Module) -> bool:
     return getattr(model, "_compiled_call_impl", None) is not None
 
 
+def forward_root(model: nn.Module) -> nn.Module | None:
+    """The module whose calls are the forwards of a model, with hooks that run outside of graphs.
+
+    Args:
+        model: what the user calls.
+
+    Returns:
+        The compiled wrapper of a compiled model, `nn.DataParallel` rather than the module that
+        it copies, else the user's own module; None if all hooks would be compiled.
+    """
+    wrappers = wrappers_of(model)
+    if any(map(is_compiled, wrappers)):
+        return None if is_compiled_in_place(model) else model
+    parallel = [item for item in wrappers if isinstance(item, nn.DataParallel)]
+    return parallel[0] if parallel else wrappers[-1]
+
+
 def compiled_parts(model: nn.Module) -> set[nn.Module]:
     """The modules that run inside a compiled region of a model, where hooks would break it.
 

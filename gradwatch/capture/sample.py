@@ -19,6 +19,16 @@ UNCLIPPED: Final = 1 - 1e-5
 """A clip coefficient below this is not rounding."""
 
 
+NO_VALUES: Final = NamedValues((), torch.zeros(0))
+
+MIXED: Final = (
+    "batch_size, loss and activation_norm: one optimizer stepped again before another had, so "
+    "that the forwards of two steps cannot be told apart; call watch.observe(batch_size=..., "
+    "loss=...)"
+)
+"""Note of a round that shares forwards with its neighbour."""
+
+
 @dataclass(slots=True)
 class Sample:
     """A view and the settings of its step.
@@ -91,6 +101,11 @@ def collect(session: "Session") -> StepTensors:
         session.info = layers.link(session.info)
     changes = gradients.changes
     microbatches = session.microbatches.take()
+    norms = None if layers is None else layers.take_norms()
+    log_gains = None if layers is None else layers.take_log_gains()
+    samples, loss = session.gate.samples, told.best_loss(session.gate.losses)
+    if session.mixed:
+        norms, log_gains, samples, loss = NO_VALUES, None, 0, told.loss
     return StepTensors(
         used=gradients.used(),
         raw=gradients.raw(),
@@ -98,13 +113,13 @@ def collect(session: "Session") -> StepTensors:
         unmoved=_joined([change.unmoved for change in changes]),
         pushed=_joined([change.pushed for change in changes]),
         parameters=gradients.parameter_norms() if session.wants_parameters else None,
-        activations=None if layers is None else layers.take_norms(),
-        log_gains=None if layers is None else layers.take_log_gains(),
+        activations=norms,
+        log_gains=log_gains,
         facts={} if layers is None else layers.weight_facts(),
-        loss=told.best_loss(session.gate.losses),
+        loss=loss,
         microbatch_squares=None if microbatches is None else microbatches.squares.sum(),
         microbatches=None if microbatches is None else len(microbatches.forwards),
-        samples=told.batch_size or session.gate.samples or None,
+        samples=told.batch_size or samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
     )
@@ -159,7 +174,7 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         microbatches=tensors.microbatches,
         microbatches_unavailable=session.microbatches.unavailable,
         without_gradient=session.gradients.without_gradient,
-        notes=session.exchange.limits(),
+        notes=[*session.exchange.limits(), *([MIXED] if session.mixed else [])],
     )
 
 

@@ -19,8 +19,8 @@ from gradwatch.capture.gradient import GradientCapture
 from gradwatch.capture.layers import LayerCapture
 from gradwatch.capture.microbatch import MicrobatchTap
 from gradwatch.capture.names import (
+    forward_root,
     is_compiled,
-    is_compiled_in_place,
     unwrap_model,
     wrappers_of,
 )
@@ -61,6 +61,7 @@ class Session:
         step: optimizer steps finished.
         info: facts about the model.
         told: what the user's loop said about the step under way.
+        mixed: a forward of the next round ran in this one, or one of this round in the last one.
         microbatches: the gradients that the step is averaged from.
         exchange: with the other ranks.
         parts: the parts whose failures concern all ranks.
@@ -90,6 +91,8 @@ class Session:
         self._isolation = isolation
         self._every = every_n_steps
         self._stepped: set[int] = set()
+        self._forward_since_step = False
+        self.mixed = False
         self._states = {id(optimizer): len(optimizer.state) for optimizer in self.optimizers}
         self.info = describe_model(
             inner,
@@ -103,7 +106,7 @@ class Session:
         # Inside a compiled region a hook would break the graph, and even decide whether there is
         # one; outside of it, on a wrapper, hooks run as ever.
         compiled = any(map(is_compiled, wrappers_of(model)))
-        root = inner if not compiled else None if is_compiled_in_place(model) else model
+        root = forward_root(model)
         self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
         wanted = "activations" in needs and not compiled and not ranks.tensor_parallel
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
@@ -225,25 +228,32 @@ class Session:
         if self.step == 0 and not self._stepped and loaded_since:
             self.info = replace(self.info, untouched_optimizer=False)
         if id(optimizer) in self._stepped:
+            self.mixed = self.mixed or self._forward_since_step
+            mixed = self._forward_since_step
             self._end_round()
+            self.mixed = mixed
 
     def abandoned(self) -> None:
         """A step raised: the forward passes that led to it were in vain."""
+        self.gate.muted = False
         if self.sampling and not self._stepped:
             self._forget_inputs()
             self.microbatches.step_begins(sampled=True)
 
     def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
         """The gradients of this step are there; the parameters have not moved yet."""
+        self.gate.muted = True
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The step of one optimizer is over."""
+        self.gate.muted = False
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_update, optimizer)
             self.microbatches.optimizer_stepped()
         self._stepped.add(id(optimizer))
+        self._forward_since_step = False
         if len(self._stepped) == len(self.optimizers):
             self._end_round()
 
@@ -254,6 +264,7 @@ class Session:
         finally:  # a step that was taken counts, even if the user wants to hear of an error
             self.step += 1
             self._stepped = set()
+            self.mixed = False
             self._plan()
 
     def _plan(self) -> None:
@@ -297,12 +308,17 @@ class Session:
     def _begin_forward(self) -> None:
         for tap in self._taps:
             tap.forward_began()
-        if self.gate.passes == 0:
-            self.told.backward_loss = None  # of another model: it went backward before this one ran
-        if self.sampling and self.layers is not None:
-            self.layers.begin_forward()
         if self.sampling:
             self.microbatches.forward_began()
+        if self.gate.muted:
+            return
+        if self.gate.passes == 0:  # what came before was of another model, or in vain
+            self.told.backward_loss = None
+            self.clipping.reset()
+            self.gradients.forget_observed()
+        self._forward_since_step = True
+        if self.sampling and self.layers is not None:
+            self.layers.begin_forward()
 
     def _end_forward(self, completed: bool) -> None:
         self.microbatches.forward_ended(completed)

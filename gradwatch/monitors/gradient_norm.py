@@ -38,7 +38,7 @@ class GradientNorm(Monitor):
             view.note(
                 "gradient_norm (before clipping): the watch cannot see whether gradients are "
                 "clipped; use watch.clip_grad_norm_, call watch.observe before clipping, or pass "
-                "track_clipping=True"
+                "track_clipping=True, which does not see into compiled functions"
             )
             return
         yield from _model_and_parameters("gradient_norm", view.raw_gradient_norms)

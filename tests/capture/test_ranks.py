@@ -51,7 +51,11 @@ def watched(
 ) -> tuple[gradwatch.Watch, torch.optim.Optimizer, gradwatch.MemorySink]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     told = gradwatch.MemorySink()
-    settings = {"every_n_steps": 1, "log_every_n_steps": 1, "sinks": [told]} | options
+    settings: dict[str, Any] = {
+        "every_n_steps": 1,
+        "log_every_n_steps": 1,
+        "sinks": [told],
+    } | options
     return gradwatch.watch(model, optimizer, **settings), optimizer, told
 
 
@@ -88,17 +92,17 @@ def monitor_fails_on_one() -> dict[str, Any]:
 def capture_fails_on_one() -> dict[str, Any]:
     model = fsdp()
     watch, optimizer, told = watched(model, log_every_n_steps=2)
-    original = session_module.collect
+    original = vars(session_module)["collect"]
 
     def explode(session: Any) -> Any:
         if dist.get_rank() == 1 and session.step == 2:
             raise ExplosionError
         return original(session)
 
-    session_module.collect = explode
+    vars(session_module)["collect"] = explode
     for _ in range(STEPS):
         step(model, optimizer)
-    session_module.collect = original
+    vars(session_module)["collect"] = original
     return outcome(watch, told)
 
 
@@ -126,7 +130,7 @@ def one_alone(build: Callable[[], nn.Module]) -> dict[str, Any]:
     ranks_module.PATIENCE = 1.0  # type: ignore[misc]
     model = build()
     told = gradwatch.MemorySink()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = None
     if dist.get_rank() == 0:
         watch, optimizer, told = watched(model)
@@ -248,7 +252,7 @@ def test_ranks_that_train_models_of_their_own_have_nothing_to_do_with_each_other
 
 def train(build: Callable[[], nn.Module], watch_it: bool) -> dict[str, Any]:
     model = build()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     calls = 0
     original = dist.all_reduce
 

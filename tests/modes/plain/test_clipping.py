@@ -109,6 +109,17 @@ def test_by_value(books: "MakeBooks", agrees: "Agrees") -> None:
     agrees("clip_grad_value_", run)
 
 
+def test_by_norm_and_by_value(books: "MakeBooks", agrees: "Agrees") -> None:
+    run = books()
+    for _ in range(3):
+        loss = run.backward()
+        raw = run.gradients()
+        clip_grad_norm_(run.model.parameters(), 0.05)
+        clip_grad_value_(run.model.parameters(), 0.01)
+        run.step(loss=loss, raw=raw)
+    agrees("clip_grad_norm_, then clip_grad_value_", run)
+
+
 def test_gradients_that_are_all_zero_are_not_clipped(books: "MakeBooks") -> None:
     run = books()
     run.optimizer.zero_grad()

@@ -78,17 +78,22 @@ def test_observe_before_backward(books: "MakeBooks", agrees: "Agrees") -> None:
     agrees("watch.observe before backward", run, gradient_norm="cannot see whether")
 
 
-def with_closure(run: "Books", *, keyword: bool = False) -> "Books":
+def with_closure(run: "Books", *, keyword: bool = False, evaluated_again: int = 0) -> "Books":
+    evaluations: list[float] = []
     for _ in range(3):
         values = torch.randn(BATCH, 6)
         losses: list[float] = []
+        first: dict[str, float] = {}
 
         def closure(values: Tensor = values, losses: list[float] = losses) -> Tensor:
             run.optimizer.zero_grad()
             loss = run.loss(values=values)
             loss.backward()
-            if not losses:
+            if losses:
+                evaluations.append(loss.item())
+            else:
                 run.about_to_step()
+                first.update(run.activations)
             losses.append(loss.item())
             return loss
 
@@ -96,7 +101,9 @@ def with_closure(run: "Books", *, keyword: bool = False) -> "Books":
             run.optimizer.step(closure=closure)  # type: ignore[arg-type]
         else:
             run.optimizer.step(closure)  # type: ignore[arg-type]
-        run.stepped(loss=losses[0], batch_size=BATCH * len(losses))
+        run.activations = first  # a line search looks at other parameters than the step began with
+        run.stepped(loss=losses[0])
+    assert len(evaluations) >= evaluated_again
     return run
 
 
@@ -115,8 +122,7 @@ def test_lbfgs(books: "MakeBooks", agrees: "Agrees") -> None:
     def lbfgs(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
 
-    run = with_closure(books(lbfgs))
-    assert any(entry.batch_size != BATCH for entry in run.entries)
+    run = with_closure(books(lbfgs), evaluated_again=3)
     agrees("closure, LBFGS with line search", run)
 
 

@@ -254,5 +254,4 @@ def test_data_parallel_on_several_devices(books: "MakeBooks", agrees: "Agrees") 
         "nn.DataParallel on several devices",
         run,
         activation_norm="no training forward of the whole model was seen",
-        batch_size="inputs do not show it",
     )

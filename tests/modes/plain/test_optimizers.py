@@ -93,6 +93,29 @@ def test_two_that_take_turns(books: "MakeBooks", agrees: "Agrees") -> None:
     agrees("two optimizers, each with its own backward", run)
 
 
+def test_two_at_different_rates(books: "MakeBooks", agrees: "Agrees") -> None:
+    """Which step a forward was for shows only later: what it tells is not said of any."""
+    run = books(pair)
+    first, second = run.optimizers
+    for _ in range(3):
+        for both in (False, True):
+            run.model.zero_grad()
+            run.backward()
+            run.about_to_step(optimizer=None if both else first)
+            first.step()
+            if both:
+                second.step()
+            run.stepped()
+    again = "stepped again before another had"
+    agrees(
+        "two optimizers that step at different rates",
+        run,
+        batch_size=again,
+        loss=again,
+        activation_norm=again,
+    )
+
+
 def test_one_that_steps_twice_ends_the_round(books: "MakeBooks") -> None:
     """As with two critic steps for each of the generator: a round has each at most once."""
     run = books(pair)

@@ -92,6 +92,13 @@ def test_a_scaler_that_skips_a_step(books: "MakeBooks", agrees: "Agrees") -> Non
     agrees("GradScaler, skipped step", run)
 
 
+def test_a_scaler_that_skips_a_clipped_step(books: "MakeBooks", agrees: "Agrees") -> None:
+    """What clipping did to the gradients that were thrown away is forgotten with them."""
+    run = scaling(books(), unscale=True, overflow=True)
+    assert len(run.entries) == 3
+    agrees("GradScaler, unscale_, clip_grad_norm_, skipped step", run)
+
+
 def test_a_scaler_that_skips_an_accumulated_step(books: "MakeBooks", agrees: "Agrees") -> None:
     run = scaling(books(), overflow=True, parts=2)
     assert len(run.entries) == 3
