@@ -60,8 +60,7 @@ class Watch:
         on_recommendation: `collect`, `warn`, `raise`, or a callable that gets each new one.
         on_error: `disable` switches a failing part off; `raise` lets the error through.
         track_loss: see the scalar that `backward()` is called on; needed for a loss that is
-            computed outside the model and not given to `observe`. Under loss scaling it is the
-            scaled loss.
+            computed outside the model and not given to `observe`.
         track_clipping: see torch's `clip_grad_norm_` and `clip_grad_value_`, for gradient norms
             before clipping.
         distributed: all ranks of the process group train this model together, so that values are
@@ -237,7 +236,7 @@ class Watch:
         """Says that a training forward begins, where the loop does not call the model itself.
 
         Only for loops that train by calling a method of the model or its parts, as frameworks
-        do; until `forward_ends`, calls of the model itself do not count as forwards.
+        do; from then on, calls of the model itself do not count as forwards.
 
         Args:
             batch_size: samples that enter; None if that is told otherwise.

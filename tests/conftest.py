@@ -283,7 +283,7 @@ def collect_hooks(
         for name, value in vars(item).items()
         if "hook" in name and isinstance(value, dict)
     }
-    clipping = torch.nn.utils.clip_grad
+    clipping: Any = torch.nn.utils.clip_grad
     for function in (
         torch.autograd.backward,
         clipping._clip_grads_with_norm_,

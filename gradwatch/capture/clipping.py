@@ -23,13 +23,14 @@ class ClippingRecord:
         visible: the watch would see it if gradients were clipped.
 
     Attributes:
-        visible: the watch would see it if gradients were clipped; not any more once a compiled
-            function clips.
+        visible: the watch would see it if gradients were clipped.
+        hidden: a compiled function clips, where the watch does not see.
         happened: gradients of the watched parameters have been clipped since the last step.
     """
 
     def __init__(self, visible: bool = False) -> None:
         self.visible = visible
+        self.hidden = False
         self.happened = False
         self._clipped: list[tuple[frozenset[int], Tensor]] = []
 
@@ -58,7 +59,7 @@ class ClippingRecord:
             The norms before, or None if clipping is not visible. Clipping by norm multiplies
             each gradient by one factor, so the quotient is exact.
         """
-        if not self.visible or _compiled_clippings:
+        if not self.visible or self.hidden:
             return None
         values = used.values
         for identities, factor in self._clipped:
@@ -74,17 +75,6 @@ class ClippingRecord:
         self._clipped = []
 
 
-_compiled_clippings: list[bool] = []
-"""Not empty once a compiled function of this process clips: what it does is out of sight."""
-
-
-@torch.compiler.assume_constant_result
-def _note_compiled_clipping() -> bool:
-    """Called when the function is compiled, not when it runs."""
-    _compiled_clippings.append(True)
-    return True
-
-
 class ClippingObserver:
     """Sees every `clip_grad_norm_` and `clip_grad_value_` of torch while it is attached.
 
@@ -95,6 +85,7 @@ class ClippingObserver:
     Args:
         on_norm: called with parameters, their norm and the largest norm, before they are clipped.
         on_value: called with the gradients whose entries are about to be clipped.
+        on_compiled: called when a function that clips is compiled; what it does is not seen.
 
     Raises:
         AttachError: if this version of torch has no such functions.
@@ -104,6 +95,7 @@ class ClippingObserver:
         self,
         on_norm: Callable[[Sequence[Tensor], Tensor, float], None],
         on_value: Callable[[Sequence[Tensor]], None],
+        on_compiled: Callable[[], None],
     ) -> None:
         missing = [name for name in (_BY_NORM, _BY_VALUE) if not hasattr(clip_grad, name)]
         if missing:
@@ -111,7 +103,8 @@ class ClippingObserver:
                 f"track_clipping=True does not work with torch {torch.__version__}, which has "
                 f"no {missing[0]}; clip with watch.clip_grad_norm_(max_norm) instead"
             )
-        self._on_norm, self._on_value = on_norm, on_value
+        self._on_norm, self._on_value, self._on_compiled = on_norm, on_value, on_compiled
+        _on_compiled.append(on_compiled)
         _NORM_PATCH.add(on_norm)
         _VALUE_PATCH.add(on_value)
 
@@ -119,6 +112,19 @@ class ClippingObserver:
         """Stops observing; torch's functions are back when nobody observes any more."""
         _NORM_PATCH.remove(self._on_norm)
         _VALUE_PATCH.remove(self._on_value)
+        if self._on_compiled in _on_compiled:
+            _on_compiled.remove(self._on_compiled)
+
+
+_on_compiled: list[Callable[[], None]] = []
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _note_compiled_clipping() -> bool:
+    """Runs when a function is compiled, not when the compiled function runs."""
+    for listener in tuple(_on_compiled):
+        listener()
+    return True
 
 
 def _seen_by_norm(

@@ -46,7 +46,9 @@ class ClippingTap:
         self._isolation = isolation
         self._is_sampling = is_sampling
         self._sharded = sharded
-        self._observer = ClippingObserver(self._by_norm, self._by_value) if observe else None
+        self._observer = (
+            ClippingObserver(self._by_norm, self._by_value, self._compiled) if observe else None
+        )
 
     def clip(self, max_norm: float, **options: Any) -> Tensor:
         """Does torch's clipping on all optimized parameters and records it.
@@ -62,15 +64,15 @@ class ClippingTap:
         if self._observer is not None:
             return clip_gradients(parameters, max_norm, **options)
         if self._sharded:
-            self._measure_before()
+            self._in_sight(self._measure_before, parameters)
         total = clip_gradients(parameters, max_norm, **options)
         if not self._sharded:
-            self._by_norm(parameters, total, max_norm)
+            self._in_sight(self._write, parameters, total, max_norm)
         return total
 
     def measure(self) -> None:
         """Measures the gradients as they are now, before the user clips them."""
-        self._isolation.run(CAPTURE, self._measure)
+        self._isolation.run(CAPTURE, lambda: self._measure(self._parameters(), again=True))
 
     def remove(self) -> None:
         """Puts torch's functions back."""
@@ -78,34 +80,48 @@ class ClippingTap:
             self._observer.remove()
 
     def _by_norm(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
-        """The gradients are about to be multiplied, or have just been."""
+        """The gradients are about to be multiplied."""
         if self._sharded:
-            self._measure_before()
-            return
-        self._record.visible = True
-        if self._is_sampling():
-            self._isolation.run(CAPTURE, self._write, parameters, total, max_norm)
+            self._in_sight(self._measure_before, parameters)
+        else:
+            self._in_sight(self._write, parameters, total, max_norm)
 
     def _by_value(self, gradients: Sequence[Tensor]) -> None:
-        """The entries of gradients, perhaps of another model, are about to be clipped."""
-        if self._is_sampling():
-            clamped = set(map(id, gradients))
-            if any(id(parameter.grad) in clamped for parameter in self._parameters().values()):
-                self._measure_before()
+        """The entries of gradients are about to be clipped."""
+        self._in_sight(self._measure_clamped, gradients)
 
-    def _measure_before(self) -> None:
+    def _compiled(self) -> None:
+        self._record.hidden = True
+
+    def _in_sight(self, take: Callable[..., None], *arguments: Any) -> None:
+        """Clipping is seen from now on; what it does is taken down in sampled steps."""
         self._record.visible = True
-        if self._is_sampling() and not self._gradients.observed:
-            self.measure()
-        self._record.happened = True
+        if self._is_sampling():
+            self._isolation.run(CAPTURE, take, *arguments)
+
+    def _mine(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Those of them that are watched; others may be of another model."""
+        given = set(map(id, parameters))
+        return {name: item for name, item in self._parameters().items() if id(item) in given}
+
+    def _measure_clamped(self, gradients: Sequence[Tensor]) -> None:
+        clamped = set(map(id, gradients))
+        parameters = self._parameters().values()
+        self._measure_before([item for item in parameters if id(item.grad) in clamped])
+
+    def _measure_before(self, parameters: Sequence[Tensor]) -> None:
+        """Gradients are about to be changed in a way that cannot be undone."""
+        mine = self._mine(parameters)
+        if mine:
+            self._measure(mine, again=False)
+            self._record.happened = True
 
     @torch.no_grad()
-    def _measure(self) -> None:
-        self._gradients.observe(self._parameters())
+    def _measure(self, parameters: Mapping[str, Tensor], *, again: bool) -> None:
+        self._gradients.observe(parameters, again=again)
 
     @torch.no_grad()
     def _write(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
-        clipped = set(map(id, parameters))
-        if any(id(parameter) in clipped for parameter in self._parameters().values()):
+        if self._mine(parameters):
             self._record.happened = True
             self._record.record(parameters, total, max_norm)

@@ -81,11 +81,6 @@ class Exchange:
         if self._ranks.because:
             rank, because = self._ranks.rank, self._ranks.because
             found.append(f"values are those of rank {rank} alone: {because}")
-        if self._ranks.tensor_parallel:
-            found.append(
-                "activation_norm: under tensor parallelism the output of a layer on one rank is "
-                "a part of it, in a layout that the watch does not know"
-            )
         return found
 
     def leave(self) -> None:

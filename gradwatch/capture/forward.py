@@ -69,6 +69,7 @@ class ForwardGate:
         self.muted = False
         self.is_open = False
         self._held = False
+        self._by_hand = False
         self.reset()
         if model is not None:
             self._attach(model)
@@ -102,11 +103,12 @@ class ForwardGate:
     def hold(self, samples: int) -> None:
         """Opens the gate by hand, for a loop that trains without calling the root module.
 
-        Until `release`, calls of the root neither count nor close it.
+        From now on, calls of the root neither count nor close it.
 
         Args:
             samples: that enter.
         """
+        self._by_hand = True
         self._open()
         self._held = True
         if self.is_open:
@@ -123,7 +125,7 @@ class ForwardGate:
             self._close(completed)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._held or is_traced() or is_replica(module) or not module.training:
+        if self._by_hand or is_traced() or is_replica(module) or not module.training:
             return
         if not torch.is_grad_enabled() or inside_backward():
             return
@@ -134,7 +136,7 @@ class ForwardGate:
             self._isolation.run(INPUT, self._count, module, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._held or is_replica(module) or not self.is_open:
+        if self._by_hand or is_replica(module) or not self.is_open:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:

@@ -39,7 +39,7 @@ class GradientCapture:
         self._parts: dict[int, NamedValues] = {}
         self._raw_parts: dict[int, NamedValues] = {}
         self._without: dict[int, list[str]] = {}
-        self._observed: NamedValues | None = None
+        self._observed: dict[str, Tensor] = {}
         self.changes: list[Change] = []
         self._parameters: dict[str, Tensor] = {}
         self.loss_scale: Tensor | None = None
@@ -50,20 +50,25 @@ class GradientCapture:
         self.reset()
         self._updates = {}
 
-    def observe(self, parameters: Mapping[str, Tensor]) -> None:
-        """Measures the gradients as they are now, before the user clips them."""
-        present = {name: item for name, item in parameters.items() if item.grad is not None}
+    def observe(self, parameters: Mapping[str, Tensor], *, again: bool = True) -> None:
+        """Measures the gradients as they are now, before the user clips them.
+
+        Args:
+            parameters: whose gradients, by name.
+            again: also those that have been measured in this step.
+        """
+        present = {
+            name: item
+            for name, item in parameters.items()
+            if item.grad is not None and (again or name not in self._observed)
+        }
         now = gradient_norms(present)
-        self._observed = self._clipping.undo(now, list(present.values())) or now
+        whole = self._clipping.undo(now, list(present.values())) or now
+        self._observed.update(zip(whole.names, whole.values.unbind(), strict=True))
 
     def forget_observed(self) -> None:
         """What was measured before was not of this step."""
-        self._observed = None
-
-    @property
-    def observed(self) -> bool:
-        """Whether the gradients of this step have been measured before clipping."""
-        return self._observed is not None
+        self._observed = {}
 
     def ready(self, optimizer: Optimizer, parameters: dict[str, Tensor]) -> None:
         """Measures the gradients that the optimizer is about to consume.
@@ -104,9 +109,17 @@ class GradientCapture:
 
     def raw(self) -> NamedValues | None:
         """The norms before clipping, as observed or undone; None if that was not seen [L/P]."""
-        if self._observed is not None and self._observed.names:
-            return self._observed
-        return NamedValues.join(list(self._raw_parts.values())) if self._raw_parts else None
+        parts = list(self._raw_parts.values())
+        undone = NamedValues.join(parts) if parts else None
+        if not self._observed:
+            return undone
+        known = dict(self._observed)
+        if undone is not None:  # of those that nobody has clipped since they were measured
+            known = dict(zip(undone.names, undone.values.unbind(), strict=True)) | known
+        names = self.used().names
+        if any(name not in known for name in names):
+            return None
+        return NamedValues.stack({name: known[name] for name in names})
 
     @property
     def without_gradient(self) -> tuple[str, ...]:

@@ -167,6 +167,7 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         unmoved_fractions=_fractions(tensors.unmoved, tensors.pushed),
         activation_norms=tensors.activations,
         activation_log_gains=tensors.log_gains,
+        activations_unavailable=session.activations_unavailable,
         loss=tensors.loss,
         lr=_kept(lrs[0]) if lrs else None,
         batch_size=tensors.samples,

@@ -62,6 +62,7 @@ class Session:
         info: facts about the model.
         told: what the user's loop said about the step under way.
         mixed: a forward of the next round ran in this one, or one of this round in the last one.
+        activations_unavailable: why no hook may listen to the layers, or None.
         microbatches: the gradients that the step is averaged from.
         exchange: with the other ranks.
         parts: the parts whose failures concern all ranks.
@@ -108,7 +109,8 @@ class Session:
         compiled = any(map(is_compiled, wrappers_of(model)))
         root = forward_root(model)
         self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
-        wanted = "activations" in needs and not compiled and not ranks.tensor_parallel
+        self.activations_unavailable = _no_activations(compiled, ranks)
+        wanted = "activations" in needs and self.activations_unavailable is None
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
         self.microbatches = MicrobatchTap(
             "microbatches" in needs,
@@ -155,7 +157,12 @@ class Session:
             info: the facts about the model at its initialisation.
             step: optimizer steps finished.
         """
-        self.info = info
+        # A run is resumed to train longer than was planned, perhaps on more data.
+        self.info = replace(
+            info,
+            train_size=self.info.train_size or info.train_size,
+            planned_steps=self.info.planned_steps or info.planned_steps,
+        )
         if self.layers is not None:
             self.layers.linked = True
         self.start_at(step)
@@ -328,3 +335,14 @@ class Session:
     def _note_loss(self, loss: Tensor) -> None:
         if self.sampling:
             self._isolation.run(CAPTURE, self.told.add_backward_loss, loss.detach())
+
+
+def _no_activations(compiled: bool, ranks: Ranks) -> str | None:
+    if ranks.tensor_parallel:
+        return (
+            "under tensor parallelism the output of a layer on one rank is a part of it, in a "
+            "layout that the watch does not know"
+        )
+    if compiled:
+        return "the model is compiled as a whole, and hooks inside of it would change its graphs"
+    return None

@@ -79,6 +79,7 @@ class StepView:
         activation_norms: for each layer in the order of execution [A]; needs `activations`.
         activation_log_gains: for each layer of a recognised chain, the batch mean of
             log(||phi(W h)||²/m / (||h||²/n)); needs `activations`.
+        activations_unavailable: why there are none, or None.
         loss: training loss [L], or None if it was not seen.
         lr: learning rate of the first parameter group [P²/L]; a tensor if the optimizer holds
             it as one.
@@ -102,6 +103,7 @@ class StepView:
     unmoved_fractions: NamedValues | None = None
     activation_norms: NamedValues | None = None
     activation_log_gains: NamedValues | None = None
+    activations_unavailable: str | None = None
     loss: Tensor | None = None
     lr: float | Tensor | None = None
     batch_size: int | Tensor | None = None

@@ -46,13 +46,10 @@ class ActivationNorm(Monitor):
     @override
     def read(self, view: StepView) -> Iterator[Reading]:
         norms, gains = view.activation_norms, view.activation_log_gains
-        if norms is None:
-            view.note(
-                "activation_norm: the model is compiled as a whole, and hooks inside of it would "
-                "change its graphs"
-            )
+        if view.activations_unavailable is not None:
+            view.note(f"activation_norm: {view.activations_unavailable}")
             return
-        if not norms.names:
+        if norms is None or not norms.names:
             view.note(
                 "activation_norm: no training forward of the whole model was seen; a model that "
                 "is called in parts, inside a compiled function, by a reentrant checkpoint or as "

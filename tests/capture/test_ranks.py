@@ -43,7 +43,8 @@ def ddp() -> nn.Module:
 def fsdp() -> nn.Module:
     model = net()
     fully_shard(model[0])
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def watched(

@@ -40,20 +40,23 @@ def ddp(model: nn.Sequential) -> nn.Module:
 def fsdp(model: nn.Sequential) -> nn.Module:
     for layer in (model[0], model[2]):
         fully_shard(layer)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def hsdp(model: nn.Sequential) -> nn.Module:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     fully_shard(model[2], mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def fsdp_with_tensor_parallelism(model: nn.Sequential) -> nn.Module:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-    parallelize_module(model, mesh["tensor"], plan)  # type: ignore[arg-type]
-    return fully_shard(model, mesh=mesh["data"])
+    parallelize_module(model, mesh["tensor"], plan)
+    fully_shard(model, mesh=mesh["data"])
+    return model
 
 
 def alone(model: nn.Sequential) -> nn.Module:

@@ -394,13 +394,7 @@ def test_a_manual_step_with_a_closure(cell: Any) -> None:
     compare(cell, "manual, closure", reports, plain_loop())
 
 
-BEFORE_THE_FIRST = "gradients are measured before the first clipping of a step, not before each"
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["norm", pytest.param("value", marks=pytest.mark.xfail(reason=BEFORE_THE_FIRST))],
-)
+@pytest.mark.parametrize("how", ["norm", "value"])
 def test_manual_optimization_with_two_optimizers(cell: Any, how: str) -> None:
     """As in adversarial training: each has a backward pass and a step of its own."""
 

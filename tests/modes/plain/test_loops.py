@@ -85,7 +85,11 @@ def with_closure(run: "Books", *, keyword: bool = False, evaluated_again: int = 
         losses: list[float] = []
         first: dict[str, float] = {}
 
-        def closure(values: Tensor = values, losses: list[float] = losses) -> Tensor:
+        def closure(
+            values: Tensor = values,
+            losses: list[float] = losses,
+            first: dict[str, float] = first,
+        ) -> Tensor:
             run.optimizer.zero_grad()
             loss = run.loss(values=values)
             loss.backward()
