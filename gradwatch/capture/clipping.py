@@ -16,6 +16,10 @@ _BY_NORM: Final = "_clip_grads_with_norm_"
 _BY_VALUE: Final = "_group_tensors_by_device_and_dtype"
 
 
+COMPILED: Final = "a compiled function clips, where the watch does not see"
+BETWEEN: Final = "gradients were clipped before the last backward() of the step"
+
+
 class ClippingRecord:
     """What clipping by norm did to which parameters since the last optimizer step.
 
@@ -24,15 +28,27 @@ class ClippingRecord:
 
     Attributes:
         visible: the watch would see it if gradients were clipped.
-        hidden: a compiled function clips, where the watch does not see.
-        happened: gradients of the watched parameters have been clipped since the last step.
+        hidden: why clipping cannot be undone in this step, or for good, or None.
     """
 
     def __init__(self, visible: bool = False) -> None:
         self.visible = visible
-        self.hidden = False
-        self.happened = False
+        self.hidden: str | None = None
+        self._touched: set[int] = set()
         self._clipped: list[tuple[frozenset[int], Tensor]] = []
+
+    @property
+    def happened(self) -> bool:
+        """Whether gradients of the watched parameters have been clipped since the last step."""
+        return bool(self._touched)
+
+    def touch(self, parameters: Iterable[Tensor]) -> None:
+        """Takes in whose gradients are clipped, in whatever way.
+
+        Args:
+            parameters: of the watched ones.
+        """
+        self._touched.update(map(id, parameters))
 
     def record(
         self, parameters: Sequence[Tensor], total_norm: Tensor, max_norm: float | Tensor
@@ -59,7 +75,7 @@ class ClippingRecord:
             The norms before, or None if clipping is not visible. Clipping by norm multiplies
             each gradient by one factor, so the quotient is exact.
         """
-        if not self.visible or self.hidden:
+        if not self.visible or self.hidden is not None:
             return None
         values = used.values
         for identities, factor in self._clipped:
@@ -69,9 +85,20 @@ class ClippingRecord:
             values = whole if all(touched) else torch.where(mask, whole, values)
         return NamedValues(used.names, values)
 
+    def more_follows(self, parameters: Iterable[Tensor]) -> None:
+        """Another backward of the same step will add to gradients.
+
+        Args:
+            parameters: that have not been stepped on yet.
+        """
+        if not self._touched.isdisjoint(map(id, parameters)):
+            self.hidden = self.hidden or BETWEEN
+
     def reset(self) -> None:
         """Forgets, at the end of a step."""
-        self.happened = False
+        if self.hidden == BETWEEN:
+            self.hidden = None
+        self._touched = set()
         self._clipped = []
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradwatch.capture.clipping import ClippingObserver, ClippingRecord, clip_gradients
+from gradwatch.capture.clipping import COMPILED, ClippingObserver, ClippingRecord, clip_gradients
 from gradwatch.capture.gradient import GradientCapture
 from gradwatch.capture.part import CAPTURE
 from gradwatch.isolation import Isolation
@@ -91,7 +91,7 @@ class ClippingTap:
         self._in_sight(self._measure_clamped, gradients)
 
     def _compiled(self) -> None:
-        self._record.hidden = True
+        self._record.hidden = COMPILED
 
     def _in_sight(self, take: Callable[..., None], *arguments: Any) -> None:
         """Clipping is seen from now on; what it does is taken down in sampled steps."""
@@ -114,7 +114,7 @@ class ClippingTap:
         mine = self._mine(parameters)
         if mine:
             self._measure(mine, again=False)
-            self._record.happened = True
+            self._record.touch(mine.values())
 
     @torch.no_grad()
     def _measure(self, parameters: Mapping[str, Tensor], *, again: bool) -> None:
@@ -122,6 +122,7 @@ class ClippingTap:
 
     @torch.no_grad()
     def _write(self, parameters: Sequence[Tensor], total: Tensor, max_norm: float) -> None:
-        if self._mine(parameters):
-            self._record.happened = True
+        mine = self._mine(parameters)
+        if mine:
+            self._record.touch(mine.values())
             self._record.record(parameters, total, max_norm)

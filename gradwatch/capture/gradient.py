@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwatch.capture.clipping import ClippingRecord
+from gradwatch.capture.clipping import BETWEEN, ClippingRecord
 from gradwatch.capture.optimizer import scaler_state
 from gradwatch.capture.update import Change, UpdateCapture
 from gradwatch.capture.view import NamedValues
@@ -109,6 +109,8 @@ class GradientCapture:
 
     def raw(self) -> NamedValues | None:
         """The norms before clipping, as observed or undone; None if that was not seen [L/P]."""
+        if self._clipping.hidden == BETWEEN:
+            return None
         parts = list(self._raw_parts.values())
         undone = NamedValues.join(parts) if parts else None
         if not self._observed:

@@ -161,6 +161,7 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         model=session.info,
         gradient_norms=used,
         raw_gradient_norms=raw,
+        clipping_hidden=session.clipping.hidden,
         clip_coefficient=None if raw is None else _quotient(used.total(), raw.total()),
         parameter_norms=tensors.parameters,
         update_norms=tensors.updates,

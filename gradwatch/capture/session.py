@@ -323,9 +323,16 @@ class Session:
             self.told.backward_loss = None
             self.clipping.reset()
             self.gradients.forget_observed()
+        elif self.clipping.happened:
+            self._isolation.run(CAPTURE, self._note_backward_to_come)
         self._forward_since_step = True
         if self.sampling and self.layers is not None:
             self.layers.begin_forward()
+
+    def _note_backward_to_come(self) -> None:
+        waiting = [item for item in self.optimizers if id(item) not in self._stepped]
+        for optimizer in waiting:
+            self.clipping.more_follows(self.table.of(optimizer).values())
 
     def _end_forward(self, completed: bool) -> None:
         self.microbatches.forward_ended(completed)

@@ -70,6 +70,7 @@ class StepView:
         model: facts about the model.
         gradient_norms: of what the optimizer consumed, for each parameter with a gradient [L/P].
         raw_gradient_norms: the same before clipping, or None where that was not seen [L/P].
+        clipping_hidden: why clipping could not be seen, where that is known, or None.
         clip_coefficient: norm of the whole gradient after over before clipping, 1 for no
             clipping, or None if that was not seen.
         parameter_norms: after the step [P]; needs `parameters`.
@@ -97,6 +98,7 @@ class StepView:
     model: ModelInfo
     gradient_norms: NamedValues
     raw_gradient_norms: NamedValues | None = None
+    clipping_hidden: str | None = None
     clip_coefficient: Tensor | None = None
     parameter_norms: NamedValues | None = None
     update_norms: NamedValues | None = None

@@ -1,6 +1,7 @@
 """How large the gradients are, before and after clipping."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from typing_extensions import override
 
@@ -8,7 +9,11 @@ from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.interfaces import Monitor
 from gradwatch.numerics.reading import Reading
 
-UNIT = "L/P"
+UNIT: Final = "L/P"
+UNSEEN: Final = (
+    "the watch cannot see whether gradients are clipped; use watch.clip_grad_norm_, call "
+    "watch.observe before clipping, or pass track_clipping=True"
+)
 
 
 class GradientNorm(Monitor):
@@ -35,11 +40,7 @@ class GradientNorm(Monitor):
             view.note(f"no gradient reached {shortened(view.without_gradient)}")
         yield from _model_and_parameters("gradient_norm_used", used)
         if view.raw_gradient_norms is None or view.clip_coefficient is None:
-            view.note(
-                "gradient_norm (before clipping): the watch cannot see whether gradients are "
-                "clipped; use watch.clip_grad_norm_, call watch.observe before clipping, or pass "
-                "track_clipping=True, which does not see into compiled functions"
-            )
+            view.note(f"gradient_norm (before clipping): {view.clipping_hidden or UNSEEN}")
             return
         yield from _model_and_parameters("gradient_norm", view.raw_gradient_norms)
         yield Reading("clip_coefficient", view.clip_coefficient)

@@ -87,6 +87,46 @@ def test_each_micro_batch(books: "MakeBooks", agrees: "Agrees") -> None:
     )
 
 
+def test_each_micro_batch_in_sight(books: "MakeBooks", agrees: "Agrees") -> None:
+    """What the gradient would have been without clipping is in no gradient that there was."""
+    run = books()
+    for _ in range(3):
+        run.optimizer.zero_grad()
+        losses = []
+        for _ in range(2):
+            loss = run.loss()
+            loss.backward()
+            clip_grad_norm_(run.model.parameters(), 0.05)
+            losses.append(loss.item())
+        run.step(loss=sum(losses), batch_size=2 * BATCH)
+    agrees(
+        "clip_grad_norm_ of each micro-batch",
+        run,
+        gradient_norm="clipped before the last backward",
+    )
+
+
+def test_in_a_compiled_function(books: "MakeBooks", agrees: "Agrees") -> None:
+    """Its graphs must stay what they are, so it says that it clips, but not how much."""
+    torch._dynamo.reset()
+
+    @torch.compile(backend="aot_eager")
+    def clip(parameters: list[torch.Tensor]) -> None:
+        clip_grad_norm_(parameters, 0.05)
+
+    run = books()
+    for _ in range(3):
+        loss = run.backward()
+        clip(list(run.model.parameters()))
+        run.step(loss=loss)
+    agrees(
+        "clip_grad_norm_ in a compiled function",
+        run,
+        gradient_norm="a compiled function clips",
+    )
+    torch._dynamo.reset()
+
+
 def test_by_value_after_observe(books: "MakeBooks", agrees: "Agrees") -> None:
     """Clipping by value cannot be undone, so the gradients must be seen before."""
     run = books(track_clipping=False)
