@@ -37,9 +37,29 @@ class BackwardObserver:
     def _see(self, loss: Tensor) -> None:
         self._note(self._unscaled.get(loss, loss))
 
-    def _remember(self, loss: Tensor, scaled: Tensor) -> None:
+    def _remember(self, loss: Tensor, scaled: Tensor, factor: Tensor | None) -> None:
         if scaled is not loss:
             self._unscaled[scaled] = loss
+
+
+class ScaleObserver:
+    """Sees the factor by which torch's own `GradScaler` multiplies a loss, while it is attached.
+
+    Args:
+        note: called with the factor, on its device.
+    """
+
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
+        self._note = note
+        _SCALE.add(self._see)
+
+    def remove(self) -> None:
+        """Stops observing; torch's function is back when nobody observes any more."""
+        _SCALE.remove(self._see)
+
+    def _see(self, loss: Tensor, scaled: Tensor, factor: Tensor | None) -> None:
+        if factor is not None and scaled is not loss:
+            self._note(factor)
 
 
 def _observed(original: Callable[..., None], tell: Callable[[Tensor], None]) -> Any:
@@ -54,11 +74,11 @@ def _observed(original: Callable[..., None], tell: Callable[[Tensor], None]) -> 
     return observed
 
 
-def _scaled(original: Callable[..., Any], tell: Callable[[Tensor, Tensor], None]) -> Any:
+def _scaled(original: Callable[..., Any], tell: Callable[..., None]) -> Any:
     def scale(scaler: Any, outputs: Any) -> Any:
         results = original(scaler, outputs)
         for loss, scaled in _pairs(outputs, results):
-            tell(loss, scaled)
+            tell(loss, scaled, getattr(scaler, "_scale", None))
         return results
 
     return scale

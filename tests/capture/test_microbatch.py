@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -12,10 +13,12 @@ from torch import Tensor, distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import gradwatch
 from gradwatch.capture.hooks import HookHandles
 from gradwatch.capture.microbatch import MicrobatchCapture, MicrobatchNorms
 from gradwatch.capture.part import MICROBATCHES
 from gradwatch.isolation import Isolation
+from gradwatch.monitors import MicrobatchGradientNorm
 
 
 class Watched:
@@ -719,3 +722,32 @@ def tensor_parallel(with_fsdp: bool) -> str | None:
 @pytest.mark.parametrize("with_fsdp", [True, False])
 def test_tensor_parallelism_is_stated(with_fsdp: bool, on_ranks: Callable[..., list[Any]]) -> None:
     assert all("no rank has" in str(item) for item in on_ranks(tensor_parallel, with_fsdp, world=4))
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_loss_scaling_is_taken_out(unscale: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    told = gradwatch.MemorySink()
+    watch = gradwatch.watch(
+        model,
+        optimizer,
+        monitors=[MicrobatchGradientNorm()],
+        sinks=[told],
+        every_n_steps=1,
+        log_every_n_steps=1,
+        on_error="raise",
+    )
+    values = torch.randn(5, 6)
+    gradients = torch.autograd.grad(model(values).square().mean(), list(model.parameters()))
+    expected = math.sqrt(sum(float(item.double().square().sum()) for item in gradients))
+    scaler.scale(model(values).square().mean()).backward()
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    watch.close()
+    measured = told.reports[0].value("microbatch_gradient_norm")
+    assert measured == pytest.approx(expected, rel=1e-5)

@@ -58,6 +58,11 @@ class MicrobatchCapture:
         self._attached = False
         self._stepped = False
 
+    @property
+    def recording(self) -> bool:
+        """Whether a sampled step is under way."""
+        return self._record.active
+
     def begin_step(self) -> None:
         """A sampled step begins, or begins anew because it raised."""
         self.end_step()

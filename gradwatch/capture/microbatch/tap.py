@@ -1,9 +1,11 @@
 """Micro-batch norms for those watches that want them; nothing at all for the others."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
+from gradwatch.capture.backward import ScaleObserver
 from gradwatch.capture.microbatch.capture import MicrobatchCapture
 from gradwatch.capture.microbatch.record import MicrobatchNorms
 from gradwatch.capture.part import MICROBATCHES
@@ -35,6 +37,8 @@ class MicrobatchTap:
     ) -> None:
         self.unavailable: str | None = None
         self._isolation = isolation
+        self._scale: Tensor | None = None
+        self._observer = ScaleObserver(self._note_scale) if wanted else None
         self._capture = (
             MicrobatchCapture(model, parameters, isolation, sees_forwards=sees_forwards)
             if wanted
@@ -48,6 +52,7 @@ class MicrobatchTap:
             sampled: it is measured.
         """
         if self._capture is not None:
+            self._scale = None
             begin = self._capture.begin_step if sampled else self._capture.end_step
             self._isolation.run(MICROBATCHES, begin)
 
@@ -71,14 +76,28 @@ class MicrobatchTap:
             self._capture.optimizer_stepped()
 
     def take(self) -> MicrobatchNorms | None:
-        """The micro-batches of the step that ends; None if they are not known."""
+        """The micro-batches of the step that ends, unscaled; None if they are not known."""
         if self._capture is None:
             return None
         found = self._capture.take()
         self.unavailable = found.unavailable
-        return found if found.unavailable is None else None
+        if found.unavailable is not None:
+            return None
+        if self._scale is None:
+            return found
+        return replace(found, squares=found.squares / self._scale.to(found.squares).square())
 
     def remove(self) -> None:
         """Takes everything off the model."""
+        if self._observer is not None:
+            self._observer.remove()
         if self._capture is not None:
             self._capture.remove()
+
+    def _note_scale(self, factor: Tensor) -> None:
+        # It changes between steps only, so one factor serves all micro-batches of a step.
+        self._isolation.run(MICROBATCHES, self._keep_scale, factor)
+
+    def _keep_scale(self, factor: Tensor) -> None:
+        if self._capture is not None and self._capture.recording:
+            self._scale = factor.detach().clone()
