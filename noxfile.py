@@ -9,8 +9,8 @@ import nox
 nox.options.default_venv_backend = "venv"
 
 OLDEST = (
-    "lightning==2.4.0",
-    "pytorch-lightning==2.4.0",
+    "lightning==2.5.0.post0",
+    "pytorch-lightning==2.5.0.post0",
     "transformers==4.46.3",
     "accelerate==1.0.0",
 )
@@ -22,7 +22,7 @@ NEWEST = (
 )
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "tensorboard")
 TESTS = (
-    "tests/integrations/test_lightning.py",
+    "tests/integrations/lightning_trainer",
     "tests/integrations/test_transformers.py",
     "tests/modes/test_lightning.py",
     "tests/modes/test_transformers.py",

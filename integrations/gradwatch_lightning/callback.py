@@ -9,9 +9,9 @@ import gradwatch
 from gradwatch.announce import OnRecommendation
 from gradwatch.errors import GradwatchError
 from gradwatch.isolation import Isolation, OnError
+from gradwatch.options import Options
 from gradwatch_lightning.base import with_lightning_base
 from gradwatch_lightning.fit import PART, Fit
-from gradwatch_lightning.options import Options
 from gradwatch_lightning.resume import resume, state_of
 
 _OF_LIGHTNING: Final = ("log", "log_dict")

@@ -12,10 +12,10 @@ from gradwatch.capture.forward import batch_size
 from gradwatch.capture.hooks import HookHandles, OwnHook
 from gradwatch.errors import AttachError
 from gradwatch.isolation import Isolation
+from gradwatch.options import Options
 from gradwatch.sinks import JsonlSink
 from gradwatch_lightning.axis import Axis
 from gradwatch_lightning.logger_sinks import draws_page, logger_sinks
-from gradwatch_lightning.options import Options
 from gradwatch_lightning.trainer_facts import (
     hides_raw_gradients,
     is_compiled,

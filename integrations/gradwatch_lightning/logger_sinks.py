@@ -12,11 +12,11 @@ from gradwatch.curve import Curves, by_step
 from gradwatch.errors import MissingExtraError
 from gradwatch.interfaces import Sink
 from gradwatch.isolation import logger as log
+from gradwatch.options import Options
 from gradwatch.records import Report, RunInfo
 from gradwatch.tag import readable
 from gradwatch_lightning.advice import AdviceLog, MlflowAdvice, WandbAdvice
 from gradwatch_lightning.axis import Axis
-from gradwatch_lightning.options import Options
 from gradwatch_lightning.trainer_facts import is_a
 
 AT_ONCE: Final = 1000

@@ -12,8 +12,8 @@ from transformers.training_args import TrainingArguments
 from gradwatch import Report, Watch
 from gradwatch.errors import AttachError
 from gradwatch.isolation import Isolation, logger
+from gradwatch.options import Options
 from gradwatch_transformers.engine import is_deepspeed
-from gradwatch_transformers.options import Options
 from gradwatch_transformers.training import Training
 
 PART: Final = "the callback of gradwatch"

@@ -18,8 +18,9 @@ from typing_extensions import override
 from gradwatch import Bound, Monitor, Recommendation, Report, Rule, Sink, Watch
 from gradwatch.announce import OnRecommendation
 from gradwatch.isolation import OnError, logger
+from gradwatch.options import Options
 from gradwatch_transformers.attachment import Attachment
-from gradwatch_transformers.options import Options
+from gradwatch_transformers.plain_options import plain_options
 
 
 class GradwatchCallback(TrainerCallback, ExportableState):
@@ -76,7 +77,7 @@ class GradwatchCallback(TrainerCallback, ExportableState):
         on_error: OnError = "disable",
     ) -> None:
         given = {name: value for name, value in locals().items() if name in _NAMES}
-        self._attachment = Attachment(Options.checked(given))
+        self._attachment = Attachment(Options(**given).checked())
         self.saved: dict[str, Any] | None = None  # set by a Trainer that restores its callbacks
         self._living.add(self)
 
@@ -130,7 +131,7 @@ class GradwatchCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What the Trainer saves in its checkpoint, as plain values."""
         return {
-            "args": self._attachment.options.plain(),
+            "args": plain_options(self._attachment.options),
             "attributes": {"saved": self._attachment.state()},
         }
 

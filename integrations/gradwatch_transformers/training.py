@@ -13,9 +13,9 @@ import gradwatch
 from gradwatch import Sink, presets
 from gradwatch.capture.names import unwrap_model
 from gradwatch.isolation import logger
+from gradwatch.options import Options
 from gradwatch_transformers.engine import EngineOptimizer, is_deepspeed, visible
 from gradwatch_transformers.loss import BackwardLoss, OutputLoss, StepLoss
-from gradwatch_transformers.options import Options
 from gradwatch_transformers.values import NewestValues
 
 STATE_VERSION: Final = 1
@@ -45,7 +45,7 @@ class Training:
         optimizer: Any,
         facts: Mapping[str, int | None],
     ) -> None:
-        self.values = NewestValues(options.tag_prefix, per_layer=options.per_layer)
+        self.values = NewestValues(options.tag_prefix, per_layer=bool(options.per_layer))
         settings = options.for_watch()
         settings |= {name: value for name, value in facts.items() if settings[name] is None}
         sinks: list[Sink] = [self.values, *options.sinks]
