@@ -69,7 +69,7 @@ class Options:
         read: dict[str, Any] = {
             name: typed(name, PARTS[name], items)
             for name, items in given.items()
-            if items is not None
+            if items is not None or name == "sinks"
         }
         options = replace(self, **read)
         if os.environ.get("RANK", "0") == "0":  # the only process that writes

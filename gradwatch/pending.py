@@ -1,13 +1,17 @@
 """One sampled step on its way to the host."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from torch import Tensor
 
+from gradwatch.capture.reduction import INCOMPLETE
 from gradwatch.capture.sample import Sample
 from gradwatch.numerics.reading import Reading
 from gradwatch.records import Measurement, StepInfo
+
+SOME_RANKS_ONLY: Final = "only some of the ranks know their part of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,9 @@ class Pending:
 
     Attributes:
         sample: the step, None if it could not be captured.
-        failures: for each part that concerns all ranks, on how many of them it has failed; None
-            if there are no others.
+        failures: for each part that concerns all ranks, on how many of them it has failed, then
+            whether a rank left in this step, then what only some ranks know; None if there are
+            no others.
         readings: of all monitors.
     """
 
@@ -61,7 +66,8 @@ class Pending:
         """
         if self.failures is None:
             return []
-        return [part for part, count in zip(parts, numbers[0], strict=True) if count > 0]
+        # What follows them is about this step alone.
+        return [part for part, count in zip(parts, numbers[0], strict=False) if count > 0]
 
     def fetched(self, numbers: Sequence[Sequence[float]]) -> Fetched | None:
         """The step with its numbers.
@@ -70,15 +76,23 @@ class Pending:
             numbers: what `tensors` became.
 
         Returns:
-            The step, or None if it could not be captured.
+            The step, or None if it could not be captured by all ranks.
         """
-        if self.sample is None:
+        left, *incomplete = (0.0,) if self.failures is None else numbers[0][-1 - len(INCOMPLETE) :]
+        if self.sample is None or left > 0:
             return None
         rest = iter(numbers[0 if self.failures is None else 1 :])
         facts = {name: next(rest) for name in self.sample.facts}
         step = self.sample.complete([next(rest) for _ in self.sample.tensors()])
-        measurements = tuple(self._measurements(step.step, rest))
-        return Fetched(step, measurements, facts, tuple(self.sample.view.notes))
+        worthless = [name for name, count in zip(INCOMPLETE, incomplete, strict=False) if count > 0]
+        lost = {metric for name in worthless for metric in INCOMPLETE[name]}
+        notes = [f"{', '.join(INCOMPLETE[name])}: {SOME_RANKS_ONLY}" for name in worthless]
+        return Fetched(
+            replace(step, grads_clipped=None) if "clip_coefficient" in lost else step,
+            tuple(item for item in self._measurements(step.step, rest) if item.metric not in lost),
+            facts,
+            (*self.sample.view.notes, *notes),
+        )
 
     def _measurements(self, step: int, numbers: Iterator[Sequence[float]]) -> Iterator[Measurement]:
         for reading in self.readings:

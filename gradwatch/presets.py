@@ -4,7 +4,7 @@ import os
 
 from gradwatch.adapters import load_adapter
 from gradwatch.bounds import AllFinite, ChainNormPreservation, NormPreservation, StableWidth
-from gradwatch.errors import MissingExtraError
+from gradwatch.errors import ConfigError, MissingExtraError
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import logger
 from gradwatch.monitors import (
@@ -88,10 +88,13 @@ def files(logdir: str | os.PathLike[str] | None, tag_prefix: str = "gradwatch") 
         A new list of new sinks.
 
     Raises:
+        ConfigError: if `logdir` is no path.
         RecordError: if the folder cannot be written.
     """
     if logdir is None:
         return []
+    if not isinstance(logdir, (str, os.PathLike)) or not os.fspath(logdir):
+        raise ConfigError(f"logdir must be a folder or None, got {logdir!r}")
     sinks: list[Sink] = [JsonlSink(logdir)]
     try:
         adapter = load_adapter(

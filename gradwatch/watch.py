@@ -114,12 +114,12 @@ class Watch:
         self._standing = Standing()
         self._isolation = Isolation(on_error)
         ranks = Ranks(model, distributed)
-        self._announcer = Announcer(on_recommendation, self._isolation, speaks=ranks.rank == 0)
+        self._announcer = Announcer(on_recommendation, self._isolation, speaks=ranks.speaks)
         parts = Parts(
             monitors=kept,
             bounds=typed("bounds", Bound, presets.bounds() if bounds is None else bounds),
             rules=typed("rules", Rule, presets.rules() if rules is None else rules),
-            sinks=_sinks(logdir, tag_prefix, sinks) if ranks.rank == 0 else (),
+            sinks=_sinks(logdir, tag_prefix, sinks) if ranks.speaks else (),
         )
         needs: frozenset[Need] = frozenset(need for item in kept for need in item.needs)
         self._session = Session(
@@ -373,7 +373,9 @@ class Watch:
             self._isolation.agree()
 
     def _report_pending(self) -> None:
-        if self._pipeline.has_pending:
+        # Ranks that train together report at the same steps only: advice is a function of the
+        # reports, and what acts on it must act everywhere at once.
+        if self._pipeline.has_pending and not self._session.exchange.joint:
             self._isolation.run(REPORT, self._report)
 
     def _report(self) -> None:

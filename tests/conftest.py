@@ -159,6 +159,21 @@ def escape(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
+@pytest.fixture
+def next_second() -> Callable[[], None]:
+    """Wait for the clock: TensorBoard reads event files in the order of the second in their names.
+
+    Two files of one process and one second are in the order of a counter compared as text.
+    """
+
+    def wait() -> None:
+        now = int(time.time())
+        while int(time.time()) == now:
+            time.sleep(0.01)
+
+    return wait
+
+
 # --- Several processes -------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -124,11 +124,12 @@ def drawn(logdir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.fixture
-def two_runs(tmp_path: Path) -> tuple[Path, Path]:
+def two_runs(tmp_path: Path, next_second: Callable[[], None]) -> tuple[Path, Path]:
     """One run in one piece, and one that was killed some steps after its checkpoint."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, save_at=SAVED)
     checkpoint = train(broken, save_at=SAVED, killed_at=KILLED)
+    next_second()
     train(broken, start=SAVED, checkpoint=checkpoint)
     return whole, broken
 

@@ -38,19 +38,29 @@ class Exchange:
         self._parts = parts
         self._isolation = isolation
         self._reduction: Reduction | None = None
-        ranks.attach(parameters())
+        if ranks.joint and isolation.run(RANKS, ranks.attach, parameters()) is None:
+            ranks.go_alone("their store is out of reach")
+
+    def plan(self, *plan: object) -> None:
+        """Says what must be equal on all ranks.
+
+        Args:
+            plan: when this rank will come.
+        """
+        self._ranks.plan([*plan, *self._parts, *self._layers])
+
+    @property
+    def joint(self) -> bool:
+        """Whether the values are those of all ranks."""
+        return self._ranks.joint
 
     def is_on(self, part: str) -> bool:
         """Whether a part is on, as far as all ranks know.
 
         Until they know that it is off they wait for this one at the end of a step.
         """
-        if not self._ranks.joint:
-            return part not in self._isolation.failures
-        if part in self._isolation.agreed:
-            self._ranks.leave()
-            return False
-        return True
+        known = self._isolation.agreed if self._ranks.joint else self._isolation.failures
+        return part not in known
 
     def combine(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
         """The sampled step of all ranks.
@@ -67,10 +77,11 @@ class Exchange:
         if self._ranks.joint:
             combined = self._isolation.run(RANKS, self._reduce, tensors)
             if combined is None:
-                self._ranks.part("the exchange failed")
+                self._ranks.leave()
+                self._ranks.go_alone("the exchange failed")
             else:
                 tensors, failures = combined
-        if self._ranks.sharded and not self._ranks.joint:
+        if self._ranks.in_parts and not self._ranks.joint:
             self._isolation.run(CAPTURE, self._refuse_parts)
             tensors = None
         return tensors, failures
@@ -84,19 +95,28 @@ class Exchange:
         return found
 
     def leave(self) -> None:
-        """Tells the other ranks not to wait for this one any more."""
-        self._ranks.leave()
+        """Tells the other ranks not to wait for this one any more; joins those that do."""
+        if self._ranks.leave():
+            self._isolation.run(RANKS, self._come_for_the_last_time)
+
+    @torch.no_grad()
+    def _come_for_the_last_time(self) -> None:
+        self._layout().combine(None, self._isolation, left=True)
 
     @torch.no_grad()
     def _reduce(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
         if not self._ranks.meet():
             return tensors, None
+        return self._layout().combine(tensors, self._isolation)
+
+    def _layout(self) -> Reduction:
         if self._reduction is None:
             self._reduction = Reduction(self._ranks, self._parameters(), self._layers, self._parts)
-        return self._reduction.combine(tensors, self._isolation.failures)
+        return self._reduction
 
     def _refuse_parts(self) -> None:
         raise AttachError(
-            f"the parameters lie on several ranks in parts, but {self._ranks.because}; watch the "
+            f"the parameters lie on several ranks in parts, but "
+            f"{self._ranks.because or 'distributed=False tells each rank apart'}; watch the "
             "model on every rank until the end"
         )

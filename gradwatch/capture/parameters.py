@@ -23,7 +23,8 @@ class ParameterTable:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         self._optimizers: tuple[Optimizer, ...] = tuple(optimizers)
-        self._names = {id(item): canonical(name) for name, item in model.named_parameters()}
+        self._of_model = {canonical(name): item for name, item in model.named_parameters()}
+        self._names = {id(item): name for name, item in self._of_model.items()}
         if not self._names:
             raise AttachError(
                 f"the model, a {type(model).__name__}, has no parameters, so there is no training "
@@ -51,6 +52,11 @@ class ParameterTable:
     def release(self) -> None:
         """Lets go of the optimizers and their parameters."""
         self._optimizers = ()
+        self._of_model = {}
+
+    def all_known(self) -> dict[str, Tensor]:
+        """All of the model, and of the optimizers: also those that they may be given later."""
+        return {**self._of_model, **self.everything()}
 
     def everything(self) -> dict[str, Tensor]:
         """The parameters of all optimizers, by name."""

@@ -16,12 +16,19 @@ from torch import distributed as dist
 
 from gradwatch.capture.names import wrappers_of
 from gradwatch.errors import ConfigError
-from gradwatch.numerics.sharding import is_sharded, share
+from gradwatch.numerics.sharding import is_in_parts, is_sharded, share
 
 PATIENCE: Final = 15.0
 """How many seconds the first sampled step waits for the other ranks to be watched."""
 
+NOTHING_IN_COMMON: Final = (
+    "no DDP wrapper and no sharded parameter was found; pass distributed=True if the ranks train "
+    "this model together"
+)
 _PAUSE: Final = 0.02
+_COME: Final = "come"
+_CLOSED: Final = "closed"
+_NONE: Final = "none"
 
 _attached: dict[str, int] = {}
 """How many watches of the same parameters this process has made."""
@@ -36,10 +43,12 @@ class Ranks:
 
     Attributes:
         size: number of processes that train together, 1 for a single one.
-        rank: place of this one; 0 speaks for all.
+        rank: place of this one.
         replicas: number of different batches that a step is made of.
-        sharded: parameters lie on several ranks in parts.
+        sharded: parameters are `DTensor`s.
+        in_parts: parameters lie on several ranks in parts.
         joint: values are combined over the ranks; the first sampled step finally decides.
+        speaks: this rank tells the sinks.
         because: why they are not combined, or "".
 
     Raises:
@@ -49,14 +58,23 @@ class Ranks:
     def __init__(self, model: nn.Module, distributed: bool | None = None) -> None:
         self.size, self.rank, self.because = 1, 0, ""
         self.sharded = any(map(is_sharded, model.parameters()))
-        self._wrapper = next(filter(_is_data_parallel, wrappers_of(model)), None)
-        self._met = False
+        self.in_parts = any(is_in_parts(item) for item in model.parameters())
+        everything = (*wrappers_of(model), *model.modules())
+        self._wrapper = next(filter(_is_data_parallel, everything), None)
+        self._meetings = 0
         self._store: Any = None
-        if _wanted(distributed, self.sharded or self._wrapper is not None):
+        flat = any(type(item).__name__ == "FullyShardedDataParallel" for item in everything)
+        if _wanted(distributed, self.sharded or flat or self._wrapper is not None):
             self._group = getattr(self._wrapper, "process_group", None) or dist.group.WORLD
             self.size = dist.get_world_size(self._group)
             self.rank = dist.get_rank(self._group)
+        elif distributed is None and _world_size() > 1:
+            self.rank, self.because = dist.get_rank(), NOTHING_IN_COMMON
         self.joint = self.size > 1
+        self.speaks = self.size == 1 or self.rank == 0
+        if flat and self.joint:
+            self.in_parts = True
+            self.go_alone("FullyShardedDataParallel shows flat shards only; use fully_shard")
         self.replicas = data_parallel_size(model, self.size) if self.joint else 1
 
     @property
@@ -64,14 +82,15 @@ class Ranks:
         """Ranks share the work on one batch, so a layer's output is only a part of it."""
         return self.size > 1 and self.replicas != self.size
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+    def attach(self, parameters: Mapping[str, Tensor]) -> bool:
         """Lets the other ranks know that this one is watched; does not wait for them.
 
         Args:
             parameters: the optimized parameters by name; they must be the same on all ranks.
+
+        Returns:
+            True.
         """
-        if not self.joint:
-            return
         from torch.distributed import distributed_c10d  # noqa: PLC0415 - not in every build
 
         layout = _digest(f"{name} {tuple(item.shape)}" for name, item in parameters.items())
@@ -79,7 +98,16 @@ class Ranks:
         group = _digest(map(str, dist.get_process_group_ranks(self._group)))
         name = f"gradwatch/{group}/{layout}/{_attached[layout]}"
         self._store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
-        self._store.set(f"attached/{self.rank}", "")
+        return True
+
+    def plan(self, plan: Iterable[object]) -> None:
+        """Says when this rank will come, and what it will bring; again if that changes.
+
+        Args:
+            plan: what must be equal on all ranks, or else they would wait in vain.
+        """
+        if self._store is not None:
+            self._store.set(f"attached/{self.rank}", _digest(map(str, plan)))
 
     def share(self, parameter: Tensor) -> float:
         """The weight of this rank's part of a parameter in a sum over the ranks."""
@@ -97,13 +125,13 @@ class Ranks:
         if not self.joint:
             return False
         if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
-            self.part("DDP's join() lets ranks run out of data at different steps")
-        elif not self._met:
-            self._met = True
-            if self._store.compare_set("decision", "", self._all_attached()) != b"joint":
-                self.part("it is not watched on every rank")
-        elif self._store.check(["closed"]):
-            self.part("the watch of another rank was closed")
+            self.go_alone("DDP's join() lets ranks run out of data at different steps")
+        elif self._meetings == 0 and (obstacle := self._obstacle()):
+            self.go_alone(obstacle)
+        # The first one to write decides for all: who comes, or who leaves.
+        elif self._store.compare_set(self._meeting(), "", _COME) != _COME.encode():
+            self.go_alone("the watch of another rank was closed")
+        self._meetings += 1
         return self.joint
 
     def sum(self, values: Tensor) -> Tensor:
@@ -118,24 +146,46 @@ class Ranks:
         dist.all_reduce(values, group=self._group)
         return values
 
-    def leave(self) -> None:
-        """Tells the other ranks not to wait for this one any more."""
+    def leave(self) -> bool:
+        """Tells the other ranks not to wait for this one any more.
+
+        Returns:
+            True if one of them waits already: this rank must call `sum` for a last time.
+        """
+        awaited = False
         if self.joint and self._store is not None and dist.is_initialized():
             with suppress(RuntimeError):  # at the end of a program the store may be gone
-                self._store.set("closed", str(self.rank))
+                awaited = self._store.compare_set(self._meeting(), "", _CLOSED) == _COME.encode()
+                if awaited:  # nobody can be further than that
+                    self._meetings += 1
+                    self._store.set(self._meeting(), _CLOSED)
         self.joint = False
         self._wrapper = None
+        return awaited
 
-    def _all_attached(self) -> str:
+    def _meeting(self) -> str:
+        return f"meeting/{self._meetings}"
+
+    def _obstacle(self) -> str:
+        """Why the ranks do not meet, or ""; the first one to know decides for all."""
+        found: bytes = self._store.compare_set("obstacle", "", self._difference() or _NONE)
+        return "" if found == _NONE.encode() else found.decode()
+
+    def _difference(self) -> str:
         keys = [f"attached/{rank}" for rank in range(self.size)]
         end = time.monotonic() + PATIENCE
         while not self._store.check(keys):  # the store's own wait fills the log
             if time.monotonic() > end:
-                return "apart"
+                return "it is not watched on every rank"
             time.sleep(_PAUSE)
-        return "joint"
+        if len({self._store.get(key) for key in keys}) > 1:
+            return (
+                "its watches differ between the ranks; give all of them the same monitors, bounds, "
+                "rules and cadence, and load the state on all or none"
+            )
+        return ""
 
-    def part(self, because: str) -> None:
+    def go_alone(self, because: str) -> None:
         """Goes on alone.
 
         Args:
@@ -177,6 +227,10 @@ def _wanted(distributed: bool | None, found: bool) -> bool:
             "torch.distributed.init_process_group first, or leave distributed out"
         )
     return running and (found if distributed is None else distributed)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _is_data_parallel(module: nn.Module) -> bool:

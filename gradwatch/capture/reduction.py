@@ -5,22 +5,31 @@ that parts which several ranks hold count once, then means, then which parts of 
 failed. A rank whose capture has failed sends zeros: the others must not wait for it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from gradwatch.capture.part import CAPTURE
 from gradwatch.capture.ranks import Ranks
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import NamedValues
 from gradwatch.capture.weights import WEIGHT_FACTS
+from gradwatch.isolation import Isolation
 
 _NORMS: Final = ("used", "raw", "updates", "parameters")
 _COUNTS: Final = ("unmoved", "pushed")
 _MEANS: Final = ("activations", "log_gains")
 _SUMS: Final = ("found_inf", "microbatch_squares", "microbatches")
 _NUMBERS: Final = ("loss", "samples", *_SUMS)
+_COUNTED: Final = ("loss", "samples", "raw", "microbatches")
+INCOMPLETE: Final[Mapping[str, tuple[str, ...]]] = {
+    "raw": ("gradient_norm", "clip_coefficient"),
+    "microbatches": ("microbatch_gradient_norm", "microbatches"),
+}
+"""What needs all ranks, and the metrics that are made of it."""
+
 _FACTS: Final = len(WEIGHT_FACTS)
 
 
@@ -55,36 +64,51 @@ class Reduction:
             "facts": of_layers * _FACTS,
             _number_of("facts"): of_layers,
             **dict.fromkeys(_NUMBERS, 1),
-            **dict.fromkeys(map(_number_of, ("loss", "samples", "raw")), 1),
+            **dict.fromkeys(map(_number_of, _COUNTED), 1),
             "failures": len(self._parts),
+            "left": 1,
+        }
+        self._places: dict[tuple[str, ...], Tensor | slice] = {
+            tuple(self._parameters): slice(None),
+            tuple(self._layers): slice(None),
         }
 
     def combine(
-        self, local: StepTensors | None, failures: Collection[str]
+        self, local: StepTensors | None, isolation: Isolation, *, left: bool = False
     ) -> tuple[StepTensors | None, Tensor]:
         """Adds up over the ranks; all of them must call it, whatever has failed.
 
         Args:
             local: of this rank, or None if it could not be captured.
-            failures: parts that have failed on this rank.
+            isolation: knows the parts that have failed on this rank.
+            left: this rank closes its watch, and the step is nothing without it.
 
         Returns:
             The step of all ranks together, None where `local` is, and for each of `parts` on
             how many ranks it has failed.
         """
-        vector = torch.zeros(sum(self._lengths.values()), device=self._device)
+        vector = self._zeros()
+        # What fails here fails on this rank alone, and the others wait.
+        if local is not None and not isolation.run(CAPTURE, self._write, vector, local):
+            vector, local = self._zeros(), None
         mine = self._segments(vector)
-        mine["failures"].copy_(torch.tensor([float(part in failures) for part in self._parts]))
-        if local is not None:
-            self._write(mine, local)
+        for place, part in enumerate(self._parts):
+            if part in isolation.failures:
+                mine["failures"][place] = 1
+        mine["left"].fill_(float(left))
         sums = self._segments(self._ranks.sum(vector))
-        return (None if local is None else self._read(sums, local)), sums["failures"]
+        step = None if local is None else self._read(sums, local)
+        return step, torch.cat([sums["failures"], sums["left"], *self._incomplete(sums)])
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(sum(self._lengths.values()), device=self._device, dtype=torch.float32)
 
     def _segments(self, vector: Tensor) -> dict[str, Tensor]:
         parts = vector.split(list(self._lengths.values()))
         return dict(zip(self._lengths, parts, strict=True))
 
-    def _write(self, mine: dict[str, Tensor], local: StepTensors) -> None:
+    def _write(self, vector: Tensor, local: StepTensors) -> bool:
+        mine = self._segments(vector)
         for field in (*_NORMS, *_COUNTS):
             values: NamedValues | None = getattr(local, field)
             if values is not None and values.names:
@@ -105,9 +129,10 @@ class Reduction:
             number: Any = getattr(local, field)
             if number is not None:
                 mine[field].add_(number)
-        for field in ("loss", "samples", "raw"):
+        for field in _COUNTED:
             if getattr(local, field) is not None:
                 mine[_number_of(field)].add_(1)
+        return True
 
     def _read(self, sums: dict[str, Tensor], local: StepTensors) -> StepTensors:
         found: dict[str, Any] = {}
@@ -154,10 +179,19 @@ class Reduction:
         rescaled = torch.where(replicated, sums["raw"] / part, torch.nan)
         return torch.where(part == 1, sums["raw"], rescaled)
 
+    def _incomplete(self, sums: dict[str, Tensor]) -> list[Tensor]:
+        """Above 0 for what is worthless because only some of the ranks know it."""
+        some = {name: sums[_number_of(name)] % self._ranks.size for name in INCOMPLETE}
+        if not self._ranks.in_parts:  # what is equal on all ranks, one of them knows
+            some["raw"] = torch.zeros_like(some["raw"])
+        return list(some.values())
+
     def _place(self, slots: Mapping[str, int], names: tuple[str, ...]) -> Tensor | slice:
-        if names == tuple(slots):
-            return slice(None)
-        return torch.tensor([slots[name] for name in names], dtype=torch.long).to(self._device)
+        # Kept, because a new index would have to travel to the device.
+        if names not in self._places:
+            wanted = [slots[name] for name in names]
+            self._places[names] = torch.tensor(wanted, dtype=torch.long).to(self._device)
+        return self._places[names]
 
 
 def _number_of(field: str) -> str:

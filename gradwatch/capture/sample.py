@@ -1,5 +1,6 @@
 """One sampled step: the view for monitors, and settings that may still be on the device."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -81,10 +82,16 @@ class Sample:
             batch_size=None if batch_size is None else int(batch_size),
             lrs=tuple(next(fetched) if isinstance(lr, Tensor) else float(lr) for lr in self.lrs),
             loss=named.get("loss"),
-            grads_clipped=named["clip"] < UNCLIPPED if "clip" in named else None,
+            grads_clipped=_is_clipped(named.get("clip")),
             loss_scale=named.get("scale"),
             skipped=named.get("inf", 0.0) > 0,
         )
+
+
+def _is_clipped(coefficient: float | None) -> bool | None:
+    if coefficient is None or math.isnan(coefficient):
+        return None
+    return coefficient < UNCLIPPED
 
 
 def collect(session: "Session") -> StepTensors:

@@ -133,7 +133,8 @@ class Session:
         self.wants_parameters = "parameters" in needs
         self.parts = (*OF_ALL_RANKS, *parts)
         names = [layer.name for layer in self.info.layers]
-        self.exchange = Exchange(ranks, self.table.everything, names, self.parts, isolation)
+        self.exchange = Exchange(ranks, self.table.all_known, names, self.parts, isolation)
+        self.exchange.plan(self._every, self.step)
         self._plan()
 
     @property
@@ -148,6 +149,7 @@ class Session:
             step: optimizer steps finished there.
         """
         self.step = step
+        self.exchange.plan(self._every, step)
         self._plan()
 
     def resume(self, info: ModelInfo, step: int) -> None:
@@ -276,7 +278,10 @@ class Session:
 
     def _plan(self) -> None:
         """Decides whether the step that begins now is sampled."""
-        self._scheduled = self.step % self._every == 0 and self.exchange.is_on(CAPTURE)
+        on = self.exchange.is_on(CAPTURE) and self.exchange.is_on(REPORT)
+        if not on:
+            self.exchange.leave()
+        self._scheduled = on and self.step % self._every == 0
         wanted = self._scheduled and CAPTURE not in self._isolation.failures
         if wanted or self.gate.sampling:
             self._forget_inputs()

@@ -55,7 +55,8 @@ class Told:
         self.epoch = self.epoch if epoch is None else float(epoch)
         if sampled:
             self.batch_size = self.batch_size if batch_size is None else int(batch_size)
-            self.loss = self.loss if loss is None else torch.as_tensor(loss).detach().clone()
+            if loss is not None:
+                self.loss = torch.as_tensor(loss).detach().reshape(()).clone()
 
     def add_backward_loss(self, loss: Tensor) -> None:
         """Adds the scalar of one `backward()`: with accumulation the parts add up."""

@@ -63,7 +63,12 @@ class ActivationNorm(Monitor):
                 "none of a compiled part, nor of weights that another module or a function uses"
             )
         yield Reading("activation_norm", norms.values, norms.names, unit="A")
-        if gains is not None and gains.names:
+        if gains is None or not gains.names:
+            view.note(
+                "activation_gain: no layer was seen to feed another one, each called once, through "
+                "nothing but one known activation"
+            )
+        else:
             yield Reading("activation_gain", gains.values.exp(), gains.names)
             yield from _along_chains(view.model, gains)
 

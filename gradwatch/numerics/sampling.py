@@ -5,6 +5,7 @@ the update to about a percent (small tensors exactly) and show which weights did
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -29,10 +30,9 @@ class CoordinateSample:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         sizes = [tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in tensors]
+        draw = partial(torch.randint, size=(coordinates,), generator=generator, device="cpu")
         self._indices = [
-            None
-            if size <= coordinates
-            else torch.randint(size, (coordinates,), generator=generator).to(tensor.device)
+            None if size <= coordinates else draw(size).to(tensor.device)
             for size, tensor in zip(sizes, tensors, strict=True)
         ]
         self.counts = [min(size, coordinates) for size in sizes]
@@ -95,7 +95,7 @@ class CoordinateSample:
         return next(counts), next(counts)
 
     def _sum_by_tensor(self, values: Tensor) -> Tensor:
-        sums = torch.zeros(len(self.counts), device=self._device)
+        sums = torch.zeros(len(self.counts), device=self._device, dtype=torch.float32)
         return sums.index_add_(0, self._owner, values.to(torch.float32))
 
 

@@ -25,25 +25,35 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def is_in_parts(tensor: Tensor) -> bool:
+    """Whether a tensor is distributed over more than one rank.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        False also for a `DTensor` on a mesh of one rank.
+    """
+    return is_sharded(tensor) and tensor.device_mesh.size() > 1  # type: ignore[attr-defined]
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank; the tensor itself if it is plain.
-
-    A tensor whose entries are still partial sums is summed first, over the ranks that hold them.
 
     Args:
         tensor: any tensor.
 
     Returns:
         A plain tensor that shares the memory where it can.
+
+    Raises:
+        ValueError: if its entries are partial sums: to add them up the ranks would have to meet,
+            and some of them may not come.
     """
     if not is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import Replicate  # noqa: PLC0415
-
-    placements = tensor.placements  # type: ignore[attr-defined]  # a DTensor has them
-    if any(item.is_partial() for item in placements):
-        whole = [Replicate() if item.is_partial() else item for item in placements]
-        tensor = tensor.redistribute(placements=whole)  # type: ignore[attr-defined]
+    if any(item.is_partial() for item in tensor.placements):  # type: ignore[attr-defined]
+        raise ValueError("a tensor whose entries are partial sums over ranks has no part here")
     part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return part
 

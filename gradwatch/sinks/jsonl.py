@@ -82,7 +82,7 @@ def _check(path: Path) -> None:
         with path.open("ab"):
             pass
         if is_new:
-            path.unlink()
+            path.unlink(missing_ok=True)  # other ranks may be trying the same
     except OSError as error:
         raise _cannot_write(path, error) from error
 

@@ -24,7 +24,7 @@ from gradwatch_lightning.trainer_facts import (
     unscaled,
 )
 
-PART: Final = "Lightning callback"
+PART: Final = "the Lightning callback of gradwatch"
 """Name of this adapter, should it fail."""
 
 
@@ -224,10 +224,12 @@ def _arguments(
 ) -> dict[str, Any]:
     """The arguments of `gradwatch.watch`."""
     given = options.for_watch()
+    if trainer.fast_dev_run:  # Lightning drops its own loggers and checkpoints, too
+        given["logdir"] = None
     files: list[gradwatch.Sink] = []
-    if options.logdir is not None and any(map(draws_page, trainer.loggers)):
+    if given["logdir"] is not None and any(map(draws_page, trainer.loggers)):
         # The record only: a second page in the same folder would draw every curve twice.
-        files, given["logdir"] = [JsonlSink(options.logdir)], None
+        files, given["logdir"] = [JsonlSink(given["logdir"])], None
     given["sinks"] = [*files, *of_loggers, *options.sinks]
     given["train_size"] = options.train_size or train_size(trainer)
     given["planned_steps"] = options.planned_steps or planned_steps(trainer)

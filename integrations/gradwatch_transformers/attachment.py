@@ -1,5 +1,6 @@
 """What a callback keeps from one training to the next."""
 
+import logging
 from collections.abc import Callable, Sized
 from typing import Any, Final, ParamSpec
 from weakref import finalize, ref
@@ -147,6 +148,16 @@ class Attachment:
         if self._training is not None:
             self._isolation.run(f"{PART}, its values for the loggers", self._add_to, logs, state)
 
+    def end(self, state: TrainerState) -> None:
+        """The training is over, maybe before the Trainer has logged once.
+
+        Args:
+            state: of the Trainer.
+        """
+        self.close()
+        if self._training is not None:
+            self._isolation.run(f"{PART}, its values for the loggers", self._write_texts, state)
+
     def close(self) -> None:
         """Ends the watch; its summary stays."""
         if self._clean_up is not None:
@@ -185,6 +196,11 @@ class Attachment:
         logs.update(values)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(values)
+        self._write_texts(state)
+
+    def _write_texts(self, state: TrainerState) -> None:
+        training = self._training
+        assert training is not None
         self._write(training.values.take_texts(), state.global_step)
 
     def _write(self, texts: dict[str, str], step: int) -> None:
@@ -196,7 +212,15 @@ class Attachment:
             for writer in writers:
                 writer.add_text(f"train/{name}", text, step)
             if not writers and self.options.logdir is None:
-                logger.info("%s at step %d:\n%s", name, step, text)
+                logger.log(self._level(name), "%s at step %d:\n%s", name, step, text)
+
+    def _level(self, name: str) -> int:
+        """Of a text in the log of Python: advice must be seen without configuring it."""
+        watch = self.watch
+        if watch is None or not name.endswith("recommendations"):
+            return logging.INFO
+        urgent = any(item.severity != "info" for item in watch.recommendations)
+        return logging.WARNING if urgent else logging.INFO
 
 
 def _facts(state: TrainerState, dataloader: Any) -> dict[str, int | None]:

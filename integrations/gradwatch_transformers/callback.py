@@ -212,7 +212,7 @@ class GradwatchCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The training is over."""
-        self._attachment.close()
+        self._attachment.end(state)
 
     def _take_the_place_of_the_first(self, args: TrainingArguments) -> None:
         """A Trainer that restores its callbacks has put a new object in the place of the first.

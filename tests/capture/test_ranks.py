@@ -1,5 +1,6 @@
 """Several processes never wait for one another in vain, and never train differently."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,17 @@ class FailsOnOne(gradwatch.Monitor):
         if dist.get_rank() == 1 and view.step == 2:
             raise ExplosionError
         return gradwatch.Reading("fragile", torch.tensor(1.0))
+
+
+class AlwaysAdvises(gradwatch.Rule):
+    def advise(self, history: gradwatch.History) -> list[gradwatch.Recommendation]:
+        if len(history) < 2:
+            return []
+        return [
+            gradwatch.Recommendation(
+                knob="learning_rate", scope="model", severity="warning", reason="a test"
+            )
+        ]
 
 
 def net() -> nn.Sequential:
@@ -149,6 +161,116 @@ def out_of_data() -> dict[str, Any]:
     return outcome(watch, told)
 
 
+def odd_loss() -> dict[str, Any]:
+    """A loss of another shape, on one rank alone."""
+    model = ddp()
+    watch, optimizer, told = watched(model)
+    for _ in range(STEPS):
+        if dist.get_rank() == 0:
+            watch.observe(loss=torch.ones(1, 1))
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
+def differing_monitors() -> dict[str, Any]:
+    model = ddp()
+    both = (gradwatch.presets.full(), gradwatch.presets.essentials())
+    watch, optimizer, told = watched(model, monitors=both[dist.get_rank()])
+    for _ in range(STEPS):
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
+def state_on_one_only() -> dict[str, Any]:
+    model = ddp()
+    watch, optimizer, _ = watched(model)
+    for _ in range(2):
+        step(model, optimizer)
+    state = watch.state_dict()
+    watch.close()
+    watch, optimizer, told = watched(model, every_n_steps=3, log_every_n_steps=3)
+    if dist.get_rank() == 0:
+        watch.load_state_dict(state)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
+def closed_before_the_first_step() -> dict[str, Any]:
+    model = ddp()
+    watch, optimizer, told = watched(model)
+    if dist.get_rank() == 1:
+        watch.close()
+    for _ in range(STEPS):
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
+def closed_between_backward_and_step() -> dict[str, Any]:
+    model = ddp()
+    watch, optimizer, told = watched(model)
+    for place in range(STEPS):
+        model(torch.ones(8, 6)).square().mean().backward()
+        if place == 3 and dist.get_rank() == 1:
+            time.sleep(0.5)  # the other one waits already
+            watch.close()
+        optimizer.step()
+        optimizer.zero_grad()
+    return outcome(watch, told)
+
+
+def checkpoint_on_one_rank() -> dict[str, Any]:
+    """The usual checkpoint, and advice that acts on the training."""
+    model = ddp()
+    acted = []
+
+    def act(item: gradwatch.Recommendation) -> None:
+        acted.append(watch.step)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+
+    watch, optimizer, told = watched(
+        model, log_every_n_steps=4, rules=[AlwaysAdvises()], on_recommendation=act
+    )
+    for _ in range(STEPS):
+        step(model, optimizer)
+        if dist.get_rank() == 0:
+            watch.state_dict()
+    weights = [float(item.double().sum()) for item in model.parameters()]
+    return outcome(watch, told) | {"acted": acted, "weights": weights}
+
+
+def observed_on_one_only() -> dict[str, Any]:
+    model = fsdp()
+    watch, optimizer, told = watched(model)
+    for _ in range(STEPS):
+        model(torch.ones(8, 6)).square().mean().backward()
+        if dist.get_rank() == 0:
+            watch.observe(loss=1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+    raw = [report.value("gradient_norm") for report in told.reports]
+    clipped = [report.info.grads_clipped for report in told.reports]
+    return outcome(watch, told) | {"raw": raw, "clipped": clipped}
+
+
+def layer_unfrozen_later() -> dict[str, Any]:
+    inner = net()
+    first, last = inner[0], inner[2]
+    first.requires_grad_(False)
+    model = DistributedDataParallel(inner)
+    optimizer = torch.optim.SGD(last.parameters(), lr=0.1)
+    told = gradwatch.MemorySink()
+    watch = gradwatch.watch(model, optimizer, every_n_steps=1, log_every_n_steps=1, sinks=[told])
+    for place in range(STEPS):
+        if place == 3:
+            first.requires_grad_(True)
+            optimizer.add_param_group({"params": list(first.parameters())})
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
 def each_its_own_model() -> dict[str, Any]:
     model = net()
     watch, optimizer, told = watched(model)
@@ -163,10 +285,19 @@ def troubles() -> dict[str, dict[str, Any]]:
         "capture": capture_fails_on_one(),
         "summary": summary_on_one_only(),
         "leaves": one_leaves_early(),
-        "alone": one_alone(ddp),
-        "alone, sharded": one_alone(fsdp),
         "join": out_of_data(),
         "own": each_its_own_model(),
+        "odd loss": odd_loss(),
+        "monitors": differing_monitors(),
+        "state": state_on_one_only(),
+        "closed first": closed_before_the_first_step(),
+        "closed between": closed_between_backward_and_step(),
+        "checkpoint": checkpoint_on_one_rank(),
+        "observed": observed_on_one_only(),
+        "unfrozen": layer_unfrozen_later(),
+        # Last, as from now on the ranks have not made the same watches any more.
+        "alone": one_alone(ddp),
+        "alone, sharded": one_alone(fsdp),
     }
 
 
@@ -178,7 +309,7 @@ def found() -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture
 def trouble(found: dict[str, list[Any]], on_ranks: OnRanks) -> dict[str, list[dict[str, Any]]]:
     if not found:
-        first, second = on_ranks(troubles)
+        first, second = on_ranks(troubles, timeout=240)
         found.update({name: [first[name], second[name]] for name in first})
     return found
 
@@ -205,7 +336,7 @@ def test_a_capture_that_fails_on_one_rank_is_off_on_all(trouble: Trouble) -> Non
 
 def test_a_summary_on_one_rank_waits_for_nobody(trouble: Trouble) -> None:
     speaking, other = trouble["summary"]
-    assert speaking["reported"] == EVERY
+    assert speaking["reported"] == [0, 4, 5], "reports are made at the same steps on all ranks"
     assert speaking["failures"] == other["failures"] == {}
     assert speaking["norm"] == other["norm"]
     assert speaking["batch_size"] == 16
@@ -246,6 +377,48 @@ def test_ranks_that_train_models_of_their_own_have_nothing_to_do_with_each_other
         assert told["batch_size"] == 8
         assert told["failures"] == {}
     assert trouble["own"][0]["norm"] != trouble["own"][1]["norm"]
+
+
+def test_a_loss_of_another_shape_is_a_loss(trouble: Trouble) -> None:
+    speaking, other = trouble["odd loss"]
+    assert speaking["reported"] == EVERY
+    assert speaking["failures"] == other["failures"] == {}
+
+
+@pytest.mark.parametrize("name", ["monitors", "state"])
+def test_watches_that_differ_do_not_wait_for_each_other(trouble: Trouble, name: str) -> None:
+    speaking, _ = trouble[name]
+    assert speaking["batch_size"] == 8
+    assert any("its watches differ between the ranks" in note for note in speaking["notes"])
+
+
+@pytest.mark.parametrize("name", ["closed first", "closed between"])
+def test_a_rank_may_close_at_any_moment(trouble: Trouble, name: str) -> None:
+    speaking, leaving = trouble[name]
+    assert speaking["failures"] == leaving["failures"] == {}
+    missing = {3} if name == "closed between" else set()
+    assert speaking["reported"] == [place for place in EVERY if place not in missing]
+    assert any("another rank was closed" in note for note in speaking["notes"])
+
+
+def test_advice_acts_on_all_ranks_at_the_same_step(trouble: Trouble) -> None:
+    speaking, other = trouble["checkpoint"]
+    assert speaking["acted"] == other["acted"] != []
+    assert speaking["weights"] == other["weights"]
+
+
+def test_what_some_ranks_know_of_a_sharded_gradient_is_not_told(trouble: Trouble) -> None:
+    speaking, _ = trouble["observed"]
+    assert speaking["raw"] == speaking["clipped"] == [None] * STEPS
+    assert any("only some of the ranks" in note for note in speaking["notes"])
+    assert speaking["norm"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_layer_that_is_trained_later_is_measured(trouble: Trouble) -> None:
+    speaking, other = trouble["unfrozen"]
+    assert speaking["failures"] == other["failures"] == {}
+    assert speaking["reported"] == EVERY
+    assert speaking["batch_size"] == 16
 
 
 # --- The training ------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def hooks_of_gradwatch(trainer: Any) -> dict[str, list[str]]:
         ({"sinks": [print]}, "sinks must hold instances of Sink"),
         ({"include": ["no_such_metric"]}, "no_such_metric"),
         ({"train_size": -1}, "train_size must be a positive integer or None, got -1"),
-        ({"per_layer": "yes"}, "per_layer must be True or False, got 'yes'"),
+        ({"per_layer": "yes"}, "per_layer must be True, False or None, got 'yes'"),
         ({"on_recommendation": "shout"}, "on_recommendation must be one of"),
         ({"on_error": "ignore"}, "on_error must be 'disable' or 'raise', got 'ignore'"),
     ],

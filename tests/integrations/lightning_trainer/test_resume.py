@@ -45,6 +45,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     module: Any,
     numbers: Any,
     trainer: Any,
+    next_second: Callable[[], None],
 ) -> None:
     half = 9  # in the midst of the second epoch, where Lightning starts the data anew
     recorded, drawn = [], []
@@ -63,6 +64,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             model = module(pl, manual=manual, on_train_batch_end=save_at(half, saved))
             boss.fit(model, data(all_equal=True), ckpt_path=state, **plain_types_only(boss))
             state = saved
+            next_second()
         recorded.append(gradwatch.read(tmp_path / name))
         drawn.append(board_points(logs))
     whole, parts = (numbers(run.reports) for run in recorded)
