@@ -9,10 +9,12 @@ import gradwatch
 from gradwatch.announce import OnRecommendation
 from gradwatch.errors import GradwatchError
 from gradwatch.isolation import Isolation, OnError
+from gradwatch.isolation import logger as log
 from gradwatch.options import Options
 from gradwatch_lightning.base import with_lightning_base
 from gradwatch_lightning.fit import PART, Fit
 from gradwatch_lightning.resume import resume, state_of
+from gradwatch_lightning.trainer_facts import optimizes
 
 _OF_LIGHTNING: Final = ("log", "log_dict")
 """Methods of the module that the Trainer puts onto its callbacks; they would drag it along."""
@@ -143,6 +145,9 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
         """
         self._end()
         self._isolation.failures.clear()
+        if not optimizes(trainer):
+            log.info("no optimizer of the Trainer holds a parameter, so nothing is watched")
+            return
         refused = self._isolation.run(PART, self._begin, trainer, pl_module)
         if refused is not None:
             raise refused

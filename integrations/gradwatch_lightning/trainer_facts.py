@@ -7,6 +7,18 @@ import torch
 from torch import Tensor
 
 
+def optimizes(trainer: Any) -> bool:
+    """Whether there is something to watch: `configure_optimizers` may have returned None.
+
+    Args:
+        trainer: at the start of a fit.
+
+    Returns:
+        True if an optimizer holds a parameter.
+    """
+    return any(group["params"] for item in trainer.optimizers for group in item.param_groups)
+
+
 def planned_steps(trainer: Any) -> int | None:
     """The planned number of optimizer steps.
 

@@ -420,6 +420,25 @@ def record_of(folder: Path) -> list[dict[str, Any]]:
     return [report.to_dict() for report in gradwatch.read(folder).reports]
 
 
+class AlwaysAdvises(gradwatch.Rule):
+    def advise(self, history: gradwatch.History) -> list[gradwatch.Recommendation]:
+        return [
+            gradwatch.Recommendation(
+                knob="learning_rate", scope="model", severity="warning", reason="a reason"
+            )
+        ]
+
+
+def test_advice_is_seen_in_a_training_that_never_logs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make(tmp_path, [], logging_steps=500)
+    attach(trainer, rules=[AlwaysAdvises()], every_n_steps=1, log_every_n_steps=1)
+    trainer.train()
+    said = [record for record in caplog.records if "learning_rate" in record.getMessage()]
+    assert [record.levelname for record in said] == ["WARNING"]
+
+
 @pytest.mark.parametrize(
     ("restored", "attached", "cadence"),
     [(True, True, (1, 1)), (True, False, (2, 4)), (False, True, (2, 4)), (False, False, (1, 1))],

@@ -654,7 +654,7 @@ def test_under_deepspeed_the_rest_stays_right(accumulate: int, tmp_path: Path, c
         cell.equal(mode, "activation_norm", activations, expected.activations)
         for quantity in ("gradient_norm", "gradient_norm_used", "update_norm"):
             cell.unavailable(mode, quantity, report, "not measured under DeepSpeed")
-        assert len(report.notes) == 1
+        assert sum("DeepSpeed" in note for note in report.notes) == 1
     assert [step.lr for step in trainer.steps] == [1e-2, 5e-3, 2.5e-3]
 
 

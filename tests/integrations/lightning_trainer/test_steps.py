@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,24 @@ def test_a_batch_without_a_loss_counts_no_samples(
     boss = trainer(pl, callback, accumulate_grad_batches=2)
     boss.fit(module(pl, training_step=training_step), data())
     assert [report.info.batch_size for report in told.reports] == [SIZE] * 3
+
+
+def test_a_module_that_optimizes_nothing_is_not_watched(
+    pl: Any, told: gradwatch.MemorySink, data: Any, module: Any, trainer: Any
+) -> None:
+    callback = GradwatchCallback(sinks=[told], **EVERY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own
+        trainer(pl, callback).fit(module(pl, configure_optimizers=lambda self: None), data())
+    assert told.reports == []
+    assert callback.watch is None
+
+
+def test_a_trial_run_leaves_the_record_alone(
+    pl: Any, tmp_path: Path, data: Any, module: Any, trainer: Any
+) -> None:
+    callback = GradwatchCallback(tmp_path, **EVERY)
+    trainer(pl, callback).fit(module(pl), data())
+    before = gradwatch.read(tmp_path).reports
+    trainer(pl, callback, fast_dev_run=True).fit(module(pl), data())
+    assert gradwatch.read(tmp_path).reports == before
