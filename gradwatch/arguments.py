@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradwatch.capture.names import unwrap_optimizer
+from gradwatch.capture.model.names import unwrap_optimizer
 from gradwatch.errors import AttachError, ConfigError
 from gradwatch.interfaces import Monitor
 

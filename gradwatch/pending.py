@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import Tensor
 
-from gradwatch.capture.reduction import INCOMPLETE
+from gradwatch.capture.ranks.reduction import INCOMPLETE
 from gradwatch.capture.sample import Sample
 from gradwatch.numerics.reading import Reading
 from gradwatch.records import Measurement, StepInfo

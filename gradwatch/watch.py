@@ -24,12 +24,12 @@ from gradwatch.arguments import (
     plain_optimizers,
     typed,
 )
+from gradwatch.capture.forward.structure import add_weight_facts
 from gradwatch.capture.part import REPORT
-from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
 from gradwatch.capture.session import Session
-from gradwatch.capture.structure import add_weight_facts
 from gradwatch.errors import AttachError, ClosedError, ConfigError
 from gradwatch.interfaces import Bound, Monitor, Need, Rule, Sink
 from gradwatch.isolation import Isolation, OnError

@@ -517,37 +517,41 @@ def explode(*_: Any, **__: Any) -> Any:
 
 
 DEFECTS = [
-    "gradient.norms",
-    "gradient.scaler_state",
-    "gradient.GradientCapture.stepped",
-    "layers.norm",
-    "layers.first_tensor",
-    "layers.link_layers",
-    "layers.LayerCapture._attach",
-    "links.first_tensor",
-    "links.trace_link",
-    "links.LinkTrace.see",
-    "links.LinkTrace.finish",
-    "links.LinkTrace._see_dropout",
-    "gain.GainTap.see",
-    "gain.GainTap.finish",
-    "gain.GainTap.take",
+    "step.gradient.norms",
+    "step.gradient.scaler_state",
+    "step.gradient.GradientCapture.stepped",
+    "forward.layers.norm",
+    "forward.layers.first_tensor",
+    "forward.layers.link_layers",
+    "forward.layers.LayerCapture._attach",
+    "forward.links.first_tensor",
+    "forward.links.trace_link",
+    "forward.links.LinkTrace.see",
+    "forward.links.LinkTrace.finish",
+    "forward.links.LinkTrace._see_dropout",
+    "forward.gain.GainTap.see",
+    "forward.gain.GainTap.finish",
+    "forward.gain.GainTap.take",
     "sample.settings_of",
     "sample.Sample.complete",
     "session.collect",
-    "parameters.ParameterTable.of",
-    "forward.ForwardGate._count",
-    "forward.ForwardGate._take_loss",
-    "told.Told.add_backward_loss",
-    "clipping.ClippingRecord.record",
-    "clipping.ClippingRecord.undo",
+    "model.parameters.ParameterTable.of",
+    "forward.gate.ForwardGate._count",
+    "forward.gate.ForwardGate._take_loss",
+    "step.told.Told.add_backward_loss",
+    "step.clipping.ClippingRecord.record",
+    "step.clipping.ClippingRecord.undo",
 ]
-ONLY_AT_FIRST = {"layers.link_layers", *(name for name in DEFECTS if name.startswith("links"))}
+ONLY_AT_FIRST = {
+    "forward.layers.link_layers",
+    *(name for name in DEFECTS if name.startswith("forward.links")),
+}
 CASES = [
     (name, late)
     for name in DEFECTS
     for late in (False, True)
-    if not (late and name in ONLY_AT_FIRST) and (late or name != "parameters.ParameterTable.of")
+    if not (late and name in ONLY_AT_FIRST)
+    and (late or name != "model.parameters.ParameterTable.of")
 ]
 
 
@@ -584,7 +588,7 @@ def test_a_defect_in_a_hook_leaves_the_training_alone(
 def test_a_failing_capture_is_told_at_the_end(
     training_state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradwatch.capture.gradient.norms", explode)
+    monkeypatch.setattr("gradwatch.capture.step.gradient.norms", explode)
     watch = Watched(training_state).watch
     assert "capture is off: RuntimeError" in str(watch.summary())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from gradwatch.capture.parameters import settings_of
+from gradwatch.capture.model.parameters import settings_of
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.records import StepInfo

@@ -9,28 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.capture.backward import BackwardObserver
-from gradwatch.capture.clipping import ClippingRecord
-from gradwatch.capture.clipping_tap import ClippingTap
-from gradwatch.capture.exchange import Exchange
-from gradwatch.capture.facts import describe_model
-from gradwatch.capture.forward import ForwardGate
-from gradwatch.capture.gradient import GradientCapture
-from gradwatch.capture.layers import LayerCapture
-from gradwatch.capture.microbatch import MicrobatchTap
-from gradwatch.capture.names import (
+from gradwatch.capture.forward.gate import ForwardGate
+from gradwatch.capture.forward.layers import LayerCapture
+from gradwatch.capture.model.facts import describe_model
+from gradwatch.capture.model.names import (
     forward_root,
     is_compiled,
     unwrap_model,
     wrappers_of,
 )
-from gradwatch.capture.optimizer import OptimizerTap
-from gradwatch.capture.parameters import ParameterTable, has_stepped
+from gradwatch.capture.model.parameters import ParameterTable, has_stepped
 from gradwatch.capture.part import CAPTURE, OF_ALL_RANKS, REPORT
-from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.ranks.exchange import Exchange
+from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.sample import Sample, collect, make_sample
+from gradwatch.capture.step.backward import BackwardObserver
+from gradwatch.capture.step.clipping import ClippingRecord
+from gradwatch.capture.step.clipping_tap import ClippingTap
+from gradwatch.capture.step.gradient import GradientCapture
+from gradwatch.capture.step.microbatch import MicrobatchTap
+from gradwatch.capture.step.optimizer import OptimizerTap
+from gradwatch.capture.step.told import Told
 from gradwatch.capture.step_tensors import StepTensors
-from gradwatch.capture.told import Told
 from gradwatch.interfaces import Need
 from gradwatch.isolation import Isolation
 from gradwatch.records import ModelInfo

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from typing_extensions import override
 
-from gradwatch.capture.facts import ROOT
+from gradwatch.capture.model.facts import ROOT
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.interfaces import Monitor
 from gradwatch.monitors.gradient_norm import shortened

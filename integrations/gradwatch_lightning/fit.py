@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import gradwatch
-from gradwatch.capture.forward import batch_size
+from gradwatch.capture.forward.gate import batch_size
 from gradwatch.capture.hooks import HookHandles, OwnHook
 from gradwatch.errors import AttachError
 from gradwatch.isolation import Isolation

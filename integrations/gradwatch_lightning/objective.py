@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
-from gradwatch.capture.objective import Objective
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.objective import Objective
 
 LOGGING: Final[tuple[str, ...]] = ("log", "log_dict", "print")
 """What a training step may call that others see."""

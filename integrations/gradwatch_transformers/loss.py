@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradwatch.capture.backward import BackwardObserver
-from gradwatch.capture.forward import own_loss
+from gradwatch.capture.forward.gate import own_loss
 from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_traced
+from gradwatch.capture.step.backward import BackwardObserver
 
 
 class StepLoss(ABC):

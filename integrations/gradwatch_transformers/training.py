@@ -11,7 +11,7 @@ from transformers.training_args import ParallelMode, TrainingArguments
 
 import gradwatch
 from gradwatch import Sink, presets
-from gradwatch.capture.names import unwrap_model
+from gradwatch.capture.model.names import unwrap_model
 from gradwatch.isolation import logger
 from gradwatch.options import Options
 from gradwatch_transformers.engine import EngineOptimizer, is_deepspeed, visible

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradwatch
 from gradwatch.capture.hooks import HookHandles
-from gradwatch.capture.microbatch import MicrobatchCapture, MicrobatchNorms
 from gradwatch.capture.part import MICROBATCHES
+from gradwatch.capture.step.microbatch import MicrobatchCapture, MicrobatchNorms
 from gradwatch.isolation import Isolation
 from gradwatch.monitors import MicrobatchGradientNorm
 
@@ -412,7 +412,7 @@ def test_no_backward(watched: Watched) -> None:
 def test_a_step_without_end_does_not_grow(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradwatch.capture.microbatch.record.MOST", 3)
+    monkeypatch.setattr("gradwatch.capture.step.microbatch.record.MOST", 3)
     watched.capture.begin_step()
     accumulate(watched, batches(5))
     assert "more than" in reason(watched)
@@ -422,7 +422,7 @@ def test_a_failure_does_not_reach_the_backward(monkeypatch: pytest.MonkeyPatch) 
     def broken(tensor: Tensor) -> Tensor:
         raise ArithmeticError("broken on purpose")
 
-    monkeypatch.setattr("gradwatch.capture.microbatch.leaf.norm", broken)
+    monkeypatch.setattr("gradwatch.capture.step.microbatch.leaf.norm", broken)
     watched = Watched(mlp())
     watched.isolation.on_error = "disable"
     watched.capture.begin_step()

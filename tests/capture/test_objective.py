@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
-from gradwatch.capture.objective import LossFunction, Objective, OwnLoss
-from gradwatch.capture.undisturbed import undisturbed
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
+from gradwatch.capture.probe.undisturbed import undisturbed
 
 Batch = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import gradwatch
-from gradwatch.capture import ranks as ranks_module
 from gradwatch.capture import session as session_module
+from gradwatch.capture.ranks import ranks as ranks_module
 
 OnRanks = Callable[..., list[Any]]
 STEPS = 6

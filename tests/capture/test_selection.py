@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradwatch.capture.names import canonical
+from gradwatch.capture.model.names import canonical
 from gradwatch.capture.selection import Selection
 from gradwatch.errors import ConfigError
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradwatch.capture.batch import LastBatch, ObjectiveError
-from gradwatch.capture.undisturbed import undisturbed
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError
+from gradwatch.capture.probe.undisturbed import undisturbed
 from gradwatch_lightning.objective import TrainingStep
 
 pytest.importorskip("lightning")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, distributed
 
 from gradwatch.capture.hooks import HookHandles, OwnHook
-from gradwatch.capture.microbatch.record import MicrobatchRecord
 from gradwatch.capture.part import MICROBATCHES
+from gradwatch.capture.step.microbatch.record import MicrobatchRecord
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradwatch.capture.graph import Link
-from gradwatch.capture.weights import WEIGHT_FACTS
+from gradwatch.capture.forward.graph import Link
+from gradwatch.capture.forward.weights import WEIGHT_FACTS
 from gradwatch.records import LayerInfo, ModelInfo
 from gradwatch.theory.norm_preservation import activation_law
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gradwatch.capture.part import CAPTURE, RANKS
-from gradwatch.capture.ranks import Ranks
-from gradwatch.capture.reduction import Reduction
+from gradwatch.capture.ranks.ranks import Ranks
+from gradwatch.capture.ranks.reduction import Reduction
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.errors import AttachError
 from gradwatch.isolation import Isolation

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwatch.capture.forward import batch_size, tensors_in
+from gradwatch.capture.forward.gate import batch_size, tensors_in
 from gradwatch.errors import GradwatchError
 
 

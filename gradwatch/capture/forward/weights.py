@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.facts import CONVOLUTIONS
+from gradwatch.capture.model.facts import CONVOLUTIONS
 from gradwatch.numerics.norms import norm
 from gradwatch.theory.norm_preservation import padding_factor
 

@@ -6,16 +6,16 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.facts import fans
-from gradwatch.capture.graph import Link
-from gradwatch.capture.view import NamedValues, some_examples
-from gradwatch.capture.weights import (
+from gradwatch.capture.forward.graph import Link
+from gradwatch.capture.forward.weights import (
     mean_square,
     plain_weight,
     response,
     spatial_padding,
     weight_facts,
 )
+from gradwatch.capture.model.facts import fans
+from gradwatch.capture.view import NamedValues, some_examples
 from gradwatch.numerics.activation import activate
 
 EXAMPLES: Final = 64

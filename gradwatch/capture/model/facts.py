@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from gradwatch.capture.names import canonical, named_modules
+from gradwatch.capture.model.names import canonical, named_modules
 from gradwatch.records import DropoutInfo, LayerInfo, ModelInfo
 
 ROOT: Final = "root"

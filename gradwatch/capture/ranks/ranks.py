@@ -14,7 +14,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from gradwatch.capture.names import wrappers_of
+from gradwatch.capture.model.names import wrappers_of
 from gradwatch.errors import ConfigError
 from gradwatch.numerics.sharding import is_in_parts, is_sharded, share
 

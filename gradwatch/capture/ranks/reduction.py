@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from gradwatch.capture.forward.weights import WEIGHT_FACTS
 from gradwatch.capture.part import CAPTURE
-from gradwatch.capture.ranks import Ranks
+from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import NamedValues
-from gradwatch.capture.weights import WEIGHT_FACTS
 from gradwatch.isolation import Isolation
 
 _NORMS: Final = ("used", "raw", "updates", "parameters")

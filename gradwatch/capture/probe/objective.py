@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradwatch.capture.batch import LastBatch, ObjectiveError, some_rows
-from gradwatch.capture.forward import own_loss
-from gradwatch.capture.names import unwrap_model
+from gradwatch.capture.forward.gate import own_loss
+from gradwatch.capture.model.names import unwrap_model
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
 from gradwatch.numerics.sharding import is_sharded
 
 

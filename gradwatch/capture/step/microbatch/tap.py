@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from gradwatch.capture.backward import ScaleObserver
-from gradwatch.capture.microbatch.capture import MicrobatchCapture
-from gradwatch.capture.microbatch.record import MicrobatchNorms
 from gradwatch.capture.part import MICROBATCHES
+from gradwatch.capture.step.backward import ScaleObserver
+from gradwatch.capture.step.microbatch.capture import MicrobatchCapture
+from gradwatch.capture.step.microbatch.record import MicrobatchNorms
 from gradwatch.isolation import Isolation
 
 

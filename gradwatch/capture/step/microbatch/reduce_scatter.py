@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.microbatch.record import MicrobatchRecord
 from gradwatch.capture.part import MICROBATCHES
+from gradwatch.capture.step.microbatch.record import MicrobatchRecord
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm
 

@@ -11,11 +11,11 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-from gradwatch.capture.facts import DROPOUTS
-from gradwatch.capture.forward import ForwardGate, first_tensor
-from gradwatch.capture.graph import Link, adds_its_input, trace_link
+from gradwatch.capture.forward.gate import ForwardGate, first_tensor
+from gradwatch.capture.forward.graph import Link, adds_its_input, trace_link
 from gradwatch.capture.hooks import HookHandles, OwnHook, is_replica
-from gradwatch.capture.names import compiled_parts, named_modules
+from gradwatch.capture.model.facts import DROPOUTS
+from gradwatch.capture.model.names import compiled_parts, named_modules
 from gradwatch.capture.part import STRUCTURE
 from gradwatch.isolation import Isolation
 

@@ -6,10 +6,10 @@ from typing import Final
 from torch import Tensor, nn
 
 from gradwatch.capture.hooks import inside_backward
-from gradwatch.capture.microbatch.leaf import LeafTap
-from gradwatch.capture.microbatch.record import MicrobatchNorms, MicrobatchRecord
-from gradwatch.capture.microbatch.reduce_scatter import TENSOR_PARALLEL, ReduceScatterTaps
 from gradwatch.capture.part import MICROBATCHES
+from gradwatch.capture.step.microbatch.leaf import LeafTap
+from gradwatch.capture.step.microbatch.record import MicrobatchNorms, MicrobatchRecord
+from gradwatch.capture.step.microbatch.reduce_scatter import TENSOR_PARALLEL, ReduceScatterTaps
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.sharding import is_sharded
 

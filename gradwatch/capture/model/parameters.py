@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.capture.names import canonical
+from gradwatch.capture.model.names import canonical
 from gradwatch.errors import AttachError
 
 

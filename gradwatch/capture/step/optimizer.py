@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwatch.capture.forward import first_tensor
+from gradwatch.capture.forward.gate import first_tensor
 from gradwatch.capture.hooks import HookHandles, OwnHook
 
 

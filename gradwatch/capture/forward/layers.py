@@ -8,15 +8,15 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from gradwatch.capture.facts import ROOT, layers_of
-from gradwatch.capture.forward import ForwardGate, first_tensor
-from gradwatch.capture.gain import GainTap
-from gradwatch.capture.graph import Link
+from gradwatch.capture.forward.gain import GainTap
+from gradwatch.capture.forward.gate import ForwardGate, first_tensor
+from gradwatch.capture.forward.graph import Link
+from gradwatch.capture.forward.links import LinkTrace
+from gradwatch.capture.forward.structure import link_layers
 from gradwatch.capture.hooks import HookHandles, OwnHook, inside_backward, is_replica
-from gradwatch.capture.links import LinkTrace
-from gradwatch.capture.names import compiled_parts
+from gradwatch.capture.model.facts import ROOT, layers_of
+from gradwatch.capture.model.names import compiled_parts
 from gradwatch.capture.part import LAYERS
-from gradwatch.capture.structure import link_layers
 from gradwatch.capture.view import NamedValues, some_examples
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.norms import norm

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwatch.capture.clipping import BETWEEN, ClippingRecord
-from gradwatch.capture.optimizer import scaler_state
-from gradwatch.capture.update import Change, UpdateCapture
+from gradwatch.capture.step.clipping import BETWEEN, ClippingRecord
+from gradwatch.capture.step.optimizer import scaler_state
+from gradwatch.capture.step.update import Change, UpdateCapture
 from gradwatch.capture.view import NamedValues
 from gradwatch.numerics.norms import norms
 from gradwatch.numerics.sharding import local_part

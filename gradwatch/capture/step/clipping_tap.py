@@ -6,9 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradwatch.capture.clipping import COMPILED, ClippingObserver, ClippingRecord, clip_gradients
-from gradwatch.capture.gradient import GradientCapture
 from gradwatch.capture.part import CAPTURE
+from gradwatch.capture.step.clipping import (
+    COMPILED,
+    ClippingObserver,
+    ClippingRecord,
+    clip_gradients,
+)
+from gradwatch.capture.step.gradient import GradientCapture
 from gradwatch.isolation import Isolation
 
 

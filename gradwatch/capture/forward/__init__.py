@@ -1,0 +1,1 @@
+"""What the training forwards of a sampled step show."""

@@ -1,0 +1,1 @@
+"""Evaluating the training loss again without disturbing the training."""

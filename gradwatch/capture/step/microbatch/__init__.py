@@ -1,0 +1,7 @@
+"""The gradient norm of every micro-batch of a step, on this process alone."""
+
+from gradwatch.capture.step.microbatch.capture import MicrobatchCapture
+from gradwatch.capture.step.microbatch.record import MicrobatchNorms
+from gradwatch.capture.step.microbatch.tap import MicrobatchTap
+
+__all__ = ["MicrobatchCapture", "MicrobatchNorms", "MicrobatchTap"]
