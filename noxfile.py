@@ -11,8 +11,8 @@ nox.options.default_venv_backend = "venv"
 OLDEST = (
     "lightning==2.5.0.post0",
     "pytorch-lightning==2.5.0.post0",
-    "transformers==4.46.3",
-    "accelerate==1.0.0",
+    "transformers==5.12.0",
+    "accelerate==1.10.0",
 )
 NEWEST = (
     "lightning!=2.6.2,!=2.6.3",  # withdrawn

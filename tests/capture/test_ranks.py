@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import gradwatch
 from gradwatch.capture import session as session_module
-from gradwatch.capture.ranks import ranks as ranks_module
+from gradwatch.capture.ranks import rendezvous
 
 OnRanks = Callable[..., list[Any]]
 STEPS = 6
@@ -140,7 +140,7 @@ def one_leaves_early() -> dict[str, Any]:
 
 
 def one_alone(build: Callable[[], nn.Module]) -> dict[str, Any]:
-    ranks_module.PATIENCE = 1.0  # type: ignore[misc]
+    rendezvous.PATIENCE = 1.0  # type: ignore[misc]
     model = build()
     told = gradwatch.MemorySink()
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -255,6 +255,14 @@ def observed_on_one_only() -> dict[str, Any]:
     return outcome(watch, told) | {"raw": raw, "clipped": clipped}
 
 
+def flat_shards() -> dict[str, Any]:
+    model = FullyShardedDataParallel(net(), device_id=torch.device("cpu"), use_orig_params=True)
+    watch, optimizer, told = watched(model)
+    for _ in range(2):
+        step(model, optimizer)
+    return outcome(watch, told)
+
+
 def layer_unfrozen_later() -> dict[str, Any]:
     inner = net()
     first, last = inner[0], inner[2]
@@ -295,6 +303,7 @@ def troubles() -> dict[str, dict[str, Any]]:
         "checkpoint": checkpoint_on_one_rank(),
         "observed": observed_on_one_only(),
         "unfrozen": layer_unfrozen_later(),
+        "flat": flat_shards(),
         # Last, as from now on the ranks have not made the same watches any more.
         "alone": one_alone(ddp),
         "alone, sharded": one_alone(fsdp),
@@ -412,6 +421,12 @@ def test_what_some_ranks_know_of_a_sharded_gradient_is_not_told(trouble: Trouble
     assert speaking["raw"] == speaking["clipped"] == [None] * STEPS
     assert any("only some of the ranks" in note for note in speaking["notes"])
     assert speaking["norm"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_flat_shards_are_refused(trouble: Trouble) -> None:
+    for told in trouble["flat"]:
+        assert told["reported"] == []
+        assert "use fully_shard" in told["failures"]["capture"]
 
 
 def test_a_layer_that_is_trained_later_is_measured(trouble: Trouble) -> None:

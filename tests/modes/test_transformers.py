@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 import gradwatch
@@ -434,6 +436,8 @@ def logits_of(run: Run, step: Step) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("source", ["smoothing", "function", "override"])
 def test_the_loss_is_the_one_trained_on(source: str, tmp_path: Path) -> None:
+    if source != "function" and Version(version("transformers")) < Version("5.20"):
+        pytest.skip("older releases train on the sum of the micro-batches' means")
     told = gradwatch.MemorySink()
     options: dict[str, Any] = {"gradient_accumulation_steps": 3}
     kind: type[Recorder] = Recorder

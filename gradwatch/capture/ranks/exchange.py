@@ -47,7 +47,7 @@ class Exchange:
         Args:
             plan: when this rank will come.
         """
-        self._ranks.plan([*plan, *self._parts, *self._layers])
+        self._isolation.run(RANKS, self._ranks.plan, [*plan, *self._parts, *self._layers])
 
     @property
     def joint(self) -> bool:

@@ -1,37 +1,21 @@
-"""The processes that train one model together, and what they agree on.
+"""The processes that train one model together."""
 
-A rank that waits for another one that does not come hangs the training. So the ranks meet in one
-place only, the end of a sampled optimizer step, where all of them come by; and only after they
-have found, through the store of the process group, that each of them is watched.
-"""
-
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any, Final
 
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from gradwatch.capture.model.names import wrappers_of
+from gradwatch.capture.ranks.rendezvous import Rendezvous
 from gradwatch.errors import ConfigError
 from gradwatch.numerics.sharding import is_in_parts, is_sharded, share
-
-PATIENCE: Final = 15.0
-"""How many seconds the first sampled step waits for the other ranks to be watched."""
 
 NOTHING_IN_COMMON: Final = (
     "no DDP wrapper and no sharded parameter was found; pass distributed=True if the ranks train "
     "this model together"
 )
-_PAUSE: Final = 0.02
-_COME: Final = "come"
-_CLOSED: Final = "closed"
-_NONE: Final = "none"
-
-_attached: dict[str, int] = {}
-"""How many watches of the same parameters this process has made."""
 
 
 class Ranks:
@@ -61,8 +45,7 @@ class Ranks:
         self.in_parts = any(is_in_parts(item) for item in model.parameters())
         everything = (*wrappers_of(model), *model.modules())
         self._wrapper = next(filter(_is_data_parallel, everything), None)
-        self._meetings = 0
-        self._store: Any = None
+        self._rendezvous: Rendezvous | None = None
         flat = any(type(item).__name__ == "FullyShardedDataParallel" for item in everything)
         if _wanted(distributed, self.sharded or flat or self._wrapper is not None):
             self._group = getattr(self._wrapper, "process_group", None) or dist.group.WORLD
@@ -91,13 +74,7 @@ class Ranks:
         Returns:
             True.
         """
-        from torch.distributed import distributed_c10d  # noqa: PLC0415 - not in every build
-
-        layout = _digest(f"{name} {tuple(item.shape)}" for name, item in parameters.items())
-        _attached[layout] = _attached.get(layout, 0) + 1
-        group = _digest(map(str, dist.get_process_group_ranks(self._group)))
-        name = f"gradwatch/{group}/{layout}/{_attached[layout]}"
-        self._store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
+        self._rendezvous = Rendezvous(self._group, parameters)
         return True
 
     def plan(self, plan: Iterable[object]) -> None:
@@ -106,8 +83,8 @@ class Ranks:
         Args:
             plan: what must be equal on all ranks, or else they would wait in vain.
         """
-        if self._store is not None:
-            self._store.set(f"attached/{self.rank}", _digest(map(str, plan)))
+        if self._rendezvous is not None:
+            self._rendezvous.plan(plan)
 
     def share(self, parameter: Tensor) -> float:
         """The weight of this rank's part of a parameter in a sum over the ranks."""
@@ -126,12 +103,8 @@ class Ranks:
             return False
         if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
             self.go_alone("DDP's join() lets ranks run out of data at different steps")
-        elif self._meetings == 0 and (obstacle := self._obstacle()):
+        elif self._rendezvous is not None and (obstacle := self._rendezvous.come()):
             self.go_alone(obstacle)
-        # The first one to write decides for all: who comes, or who leaves.
-        elif self._store.compare_set(self._meeting(), "", _COME) != _COME.encode():
-            self.go_alone("the watch of another rank was closed")
-        self._meetings += 1
         return self.joint
 
     def sum(self, values: Tensor) -> Tensor:
@@ -153,37 +126,12 @@ class Ranks:
             True if one of them waits already: this rank must call `sum` for a last time.
         """
         awaited = False
-        if self.joint and self._store is not None and dist.is_initialized():
+        if self.joint and self._rendezvous is not None and dist.is_initialized():
             with suppress(RuntimeError):  # at the end of a program the store may be gone
-                awaited = self._store.compare_set(self._meeting(), "", _CLOSED) == _COME.encode()
-                if awaited:  # nobody can be further than that
-                    self._meetings += 1
-                    self._store.set(self._meeting(), _CLOSED)
+                awaited = self._rendezvous.leave()
         self.joint = False
         self._wrapper = None
         return awaited
-
-    def _meeting(self) -> str:
-        return f"meeting/{self._meetings}"
-
-    def _obstacle(self) -> str:
-        """Why the ranks do not meet, or ""; the first one to know decides for all."""
-        found: bytes = self._store.compare_set("obstacle", "", self._difference() or _NONE)
-        return "" if found == _NONE.encode() else found.decode()
-
-    def _difference(self) -> str:
-        keys = [f"attached/{rank}" for rank in range(self.size)]
-        end = time.monotonic() + PATIENCE
-        while not self._store.check(keys):  # the store's own wait fills the log
-            if time.monotonic() > end:
-                return "it is not watched on every rank"
-            time.sleep(_PAUSE)
-        if len({self._store.get(key) for key in keys}) > 1:
-            return (
-                "its watches differ between the ranks; give all of them the same monitors, bounds, "
-                "rules and cadence, and load the state on all or none"
-            )
-        return ""
 
     def go_alone(self, because: str) -> None:
         """Goes on alone.
@@ -235,7 +183,3 @@ def _world_size() -> int:
 
 def _is_data_parallel(module: nn.Module) -> bool:
     return isinstance(module, nn.parallel.DistributedDataParallel)
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return sha256("\n".join(lines).encode()).hexdigest()[:16]
