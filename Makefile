@@ -36,10 +36,11 @@ contracts: setup
 	$(BIN)/lint-imports
 
 modes: setup  ## docs/modes.md: what is measured in which mode, from the tests
-	$(BIN)/python -m pytest tests/modes --modes=docs/modes.md
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/modes --modes=docs/modes.md
 
 verify: setup  ## the long experiments of the theory pages; writes docs/verification.md
-	$(BIN)/python -m pytest -m "slow or not slow" --verification=docs/verification.md
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "slow or not slow" \
+		--verification=docs/verification.md
 
 screenshot: setup  ## docs/images/tensorboard.png from a new run of the demo; needs chromium
 	$(BIN)/python docs/screenshot.py
