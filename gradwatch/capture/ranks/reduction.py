@@ -31,6 +31,7 @@ INCOMPLETE: Final[Mapping[str, tuple[str, ...]]] = {
 """What needs all ranks, and the metrics that are made of it."""
 
 _FACTS: Final = len(WEIGHT_FACTS)
+_MOST_PLACES: Final = 32
 
 
 class Reduction:
@@ -139,8 +140,9 @@ class Reduction:
         for field in (*_NORMS, *_COUNTS):
             values: NamedValues | None = getattr(local, field)
             if values is not None:
-                total = self._observed(sums) if field == "raw" else sums[field]
-                total = total[self._place(self._parameters, values.names)]
+                total = sums[field][self._place(self._parameters, values.names)]
+                if field == "raw":  # what is equal on all ranks is known from some of them
+                    total = total * (self._ranks.size / sums[_number_of(field)])
                 found[field] = NamedValues(
                     values.names, total if field in _COUNTS else total.sqrt()
                 )
@@ -167,18 +169,6 @@ class Reduction:
         of_all = sums["samples"] * self._ranks.replicas / sums[_number_of("samples")]
         return of_all.round()[0]
 
-    def _observed(self, sums: dict[str, Tensor]) -> Tensor:
-        """Squares of the raw norms, if only some ranks have observed them.
-
-        What is equal on all ranks is known from one of them; of what is sharded, a part is
-        missing, and half a norm is none.
-        """
-        size = self._ranks.size
-        part = sums[_number_of("raw")] / size
-        replicated = self._shares <= 1 / size
-        rescaled = torch.where(replicated, sums["raw"] / part, torch.nan)
-        return torch.where(part == 1, sums["raw"], rescaled)
-
     def _incomplete(self, sums: dict[str, Tensor]) -> list[Tensor]:
         """Above 0 for what is worthless because only some of the ranks know it."""
         some = {name: sums[_number_of(name)] % self._ranks.size for name in INCOMPLETE}
@@ -189,6 +179,8 @@ class Reduction:
     def _place(self, slots: Mapping[str, int], names: tuple[str, ...]) -> Tensor | slice:
         # Kept, because a new index would have to travel to the device.
         if names not in self._places:
+            if len(self._places) == _MOST_PLACES:  # other parameters are used in each step
+                self._places.clear()
             wanted = [slots[name] for name in names]
             self._places[names] = torch.tensor(wanted, dtype=torch.long).to(self._device)
         return self._places[names]

@@ -68,9 +68,22 @@ def test_with_the_watch(books: "MakeBooks", agrees: "Agrees") -> None:
     agrees("watch.clip_grad_norm_", run)
 
 
-def test_each_micro_batch(books: "MakeBooks", agrees: "Agrees") -> None:
+@pytest.mark.parametrize(
+    ("mode", "in_sight", "reason"),
+    [
+        ("clip_grad_norm_ of each micro-batch", True, "clipped before the last backward"),
+        (
+            "clip_grad_norm_ of each micro-batch, without track_clipping",
+            False,
+            "cannot see whether",
+        ),
+    ],
+)
+def test_each_micro_batch(
+    books: "MakeBooks", agrees: "Agrees", mode: str, in_sight: bool, reason: str
+) -> None:
     """What is clipped before more is added to it has no norm before clipping any more."""
-    run = books(track_clipping=False)
+    run = books(track_clipping=in_sight)
     for _ in range(3):
         run.optimizer.zero_grad()
         losses = []
@@ -80,30 +93,7 @@ def test_each_micro_batch(books: "MakeBooks", agrees: "Agrees") -> None:
             clip_grad_norm_(run.model.parameters(), 0.05)
             losses.append(loss.item())
         run.step(loss=sum(losses), batch_size=2 * BATCH)
-    agrees(
-        "clip_grad_norm_ of each micro-batch, without track_clipping",
-        run,
-        gradient_norm="cannot see whether",
-    )
-
-
-def test_each_micro_batch_in_sight(books: "MakeBooks", agrees: "Agrees") -> None:
-    """What the gradient would have been without clipping is in no gradient that there was."""
-    run = books()
-    for _ in range(3):
-        run.optimizer.zero_grad()
-        losses = []
-        for _ in range(2):
-            loss = run.loss()
-            loss.backward()
-            clip_grad_norm_(run.model.parameters(), 0.05)
-            losses.append(loss.item())
-        run.step(loss=sum(losses), batch_size=2 * BATCH)
-    agrees(
-        "clip_grad_norm_ of each micro-batch",
-        run,
-        gradient_norm="clipped before the last backward",
-    )
+    agrees(mode, run, gradient_norm=reason)
 
 
 def test_in_a_compiled_function(books: "MakeBooks", agrees: "Agrees") -> None:
