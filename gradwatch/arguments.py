@@ -58,6 +58,31 @@ def check_count(name: str, value: int | None) -> None:
         raise ConfigError(f"{name} must be a positive integer or None, got {value!r}")
 
 
+def check_loss_fn(loss_fn: Any, probe_batch: Any) -> None:
+    """Checks what probes evaluate.
+
+    Args:
+        loss_fn: of the model and a batch, or None.
+        probe_batch: the batch, or None.
+
+    Raises:
+        ConfigError: if the first cannot be called, or the second has no use without it.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigError(
+            f"loss_fn must be a function of the model and a batch, got {loss_fn!r}; such as "
+            "lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    if isinstance(loss_fn, (nn.Module, type)):
+        kind = loss_fn.__name__ if isinstance(loss_fn, type) else type(loss_fn).__name__
+        raise ConfigError(
+            f"loss_fn must be a function of the model and a batch, got a {kind}, which takes "
+            "outputs and targets; write lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    if probe_batch is not None and loss_fn is None:
+        raise ConfigError("probe_batch needs a loss_fn(model, batch) to evaluate it with")
+
+
 def plain_optimizers(
     model: Any, optimizer: Optimizer | Sequence[Optimizer]
 ) -> tuple[Optimizer, ...]:
@@ -127,18 +152,39 @@ def distinct_metrics(monitors: Sequence[Monitor]) -> tuple[str, ...]:
         Their metrics, in order.
 
     Raises:
-        ConfigError: if two monitors report the same metric.
+        ConfigError: if two monitors report the same metric, or probe the same number.
     """
+    _check_distinct("report different metrics", [(item, item.metrics) for item in monitors])
+    _check_distinct("probe different numbers", [(item, item.probed) for item in monitors])
+    return tuple(metric for monitor in monitors for metric in monitor.metrics)
+
+
+def _check_distinct(what: str, names: Sequence[tuple[Monitor, Sequence[str]]]) -> None:
     owners: dict[str, str] = {}
-    for monitor in monitors:
-        for metric in monitor.metrics:
-            if metric in owners:
+    for monitor, its_own in names:
+        for name in its_own:
+            if name in owners:
                 raise ConfigError(
-                    f"monitors must report different metrics, got {metric!r} from both "
-                    f"{owners[metric]} and {type(monitor).__name__}; leave one of them out"
+                    f"monitors must {what}, got {name!r} from both {owners[name]} and "
+                    f"{type(monitor).__name__}; leave one of them out"
                 )
-            owners[metric] = type(monitor).__name__
-    return tuple(owners)
+            owners[name] = type(monitor).__name__
+
+
+def check_share(name: str, value: float | None) -> None:
+    """Checks an optional share of something.
+
+    Args:
+        name: of the argument.
+        value: its value.
+
+    Raises:
+        ConfigError: unless it is None or a number above 0 and at most 1.
+    """
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ConfigError(f"{name} must be None or a share above 0, at most 1, got {value!r}")
 
 
 def checked_state(state: Mapping[str, Any]) -> tuple[int, Any]:

@@ -9,7 +9,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gradwatch.records import (
@@ -24,10 +24,15 @@ from gradwatch.records import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradwatch.capture.probe.view import ProbeView
     from gradwatch.capture.view import StepView
     from gradwatch.numerics.reading import Reading
 
-Need = Literal["activations", "parameters", "updates", "microbatches"]
+Need = Literal[
+    "activations", "parameters", "updates", "microbatches", "independent_gradients", "adam_moments"
+]
 
 
 class Monitor(ABC):
@@ -37,11 +42,18 @@ class Monitor(ABC):
         metrics: the names of all metrics that `read` may return; unique within a watch.
         needs: what must be captured besides the gradient norms, which are always there:
             `parameters` (their norms), `updates` (parameters before and after the step),
-            `activations` (forward hooks on the layers), `microbatches` (hooks on the parameters).
+            `activations` (forward hooks on the layers), `microbatches` (hooks on the parameters),
+            `independent_gradients` (the same, where a step has more than one gradient),
+            `adam_moments` (one pass over the state of an Adam).
+        probed: names of the numbers that `probe` measures, unique within a watch; none for a
+            monitor that does not run the model again.
+        probe_cost: of one probe, in gradients of a whole batch; what it took is measured later.
     """
 
     metrics: ClassVar[tuple[str, ...]]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    probed: ClassVar[tuple[str, ...]] = ()
+    probe_cost: ClassVar[float] = 1.0
 
     @abstractmethod
     def read(self, view: "StepView") -> "Reading | Iterable[Reading]":
@@ -57,6 +69,40 @@ class Monitor(ABC):
         Returns:
             One or several readings.
         """
+
+    def probe(self, view: "ProbeView") -> "Mapping[str, Tensor]":
+        """Runs the model again, in some of the sampled steps, as far as the budget allows.
+
+        Called before `read`, with the parameters as they were before the optimizer step. Random
+        streams, buffers and gradients of the training are protected. No host reads.
+
+        Args:
+            view: the training loss as a function of the parameters.
+
+        Returns:
+            Single numbers by name, those of `probed`, or nothing if there is no use in it in this
+            step. Those of several ranks are averaged; `read` finds them in `view.probed`.
+        """
+        return {}
+
+    def derive(
+        self, step: StepInfo, measurements: Sequence[Measurement], model: ModelInfo
+    ) -> Iterable[Measurement]:
+        """Works out what follows from the values of one sampled step, on the host.
+
+        Called once for each sampled step, in order, when its values have arrived. Running sums
+        belong here.
+
+        Args:
+            step: the settings of the step.
+            measurements: of this step: of all monitors' `read`, and of the `derive` of those that
+                stand before this one in the list.
+            model: facts about the model.
+
+        Returns:
+            Further measurements.
+        """
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a checkpoint, as plain values; nothing by default."""

@@ -208,10 +208,19 @@ class Pipeline:
         """What is wanted; a step that the loss scaler skipped has no gradient to speak of."""
         return [
             found
-            for found in item.measurements
+            for found in self._with_derived(item)
             if self._selection.keeps(found.metric, found.scope)
             and not (item.step.skipped and found.metric.startswith(_OF_A_STEP_TAKEN))
         ]
+
+    def _with_derived(self, item: Fetched) -> list[Measurement]:
+        known = list(item.measurements)
+        for monitor in self._parts.monitors:
+            name = self._names[id(monitor)]
+            known += (
+                self._isolation.run(name, _derive, monitor, item, known, self.history.model) or ()
+            )
+        return known
 
     def _judged(self, found: Sequence[Fetched]) -> Report:
         steps = tuple(item.step for item in found)
@@ -271,12 +280,25 @@ def _read(monitor: Monitor, sample: Sample) -> list[Reading]:
     result = monitor.read(sample.view)
     readings = [result] if isinstance(result, Reading) else list(result)
     for reading in readings:
-        if reading.metric not in monitor.metrics:
-            raise ValueError(
-                f"{type(monitor).__name__}.read returned the metric {reading.metric!r}, which is "
-                f"not among its metrics {monitor.metrics}"
-            )
+        _check_metric(monitor, "read", reading.metric)
     return readings
+
+
+def _derive(
+    monitor: Monitor, item: Fetched, known: Sequence[Measurement], model: ModelInfo
+) -> list[Measurement]:
+    derived = list(monitor.derive(item.step, tuple(known), model))
+    for measurement in derived:
+        _check_metric(monitor, "derive", measurement.metric)
+    return derived
+
+
+def _check_metric(monitor: Monitor, method: str, metric: str) -> None:
+    if metric not in monitor.metrics:
+        raise ValueError(
+            f"{type(monitor).__name__}.{method} returned the metric {metric!r}, which is not "
+            f"among its metrics {monitor.metrics}"
+        )
 
 
 def _advise(rule: Rule, history: History) -> list[Recommendation]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +19,8 @@ from gradwatch.arguments import (
     STATE_VERSION,
     check_cadence,
     check_count,
+    check_loss_fn,
+    check_share,
     checked_state,
     distinct_metrics,
     installed_versions,
@@ -26,6 +29,7 @@ from gradwatch.arguments import (
 )
 from gradwatch.capture.forward.structure import add_weight_facts
 from gradwatch.capture.part import REPORT
+from gradwatch.capture.probe.probes import LossFn, MakeObjective, Probes
 from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.sample import Sample
 from gradwatch.capture.selection import Selection
@@ -61,6 +65,13 @@ class Watch:
         on_error: `disable` switches a failing part off; `raise` lets the error through.
         track_loss: see the scalar that `backward()` is called on; needed for a loss that is
             computed outside the model and not given to `observe`.
+        loss_fn: gives the loss that is trained on, `loss_fn(model, batch)`, for probes that
+            evaluate it again; it must call the model that it is given. None for a model that
+            returns its loss.
+        probe_batch: a batch for the probes that need no fresh one, always the same.
+        budget: share of the training time that probes may take; None runs every probe in every
+            sampled step.
+        objective: instead of `loss_fn`, makes the loss from the last batch; for adapters.
         track_clipping: see torch's `clip_grad_norm_` and `clip_grad_value_`, for gradient norms
             before clipping.
         distributed: all ranks of the process group train this model together, so that values are
@@ -92,6 +103,10 @@ class Watch:
         tag_prefix: str = "gradwatch",
         on_recommendation: OnRecommendation = "collect",
         on_error: OnError = "disable",
+        loss_fn: LossFn | None = None,
+        probe_batch: Any = None,
+        budget: float | None = 0.02,
+        objective: MakeObjective | None = None,
         track_loss: bool = False,
         track_clipping: bool = False,
         distributed: bool | None = None,
@@ -99,6 +114,8 @@ class Watch:
         check_cadence(every_n_steps, log_every_n_steps)
         check_count("train_size", train_size)
         check_count("planned_steps", planned_steps)
+        check_share("budget", budget)
+        check_loss_fn(loss_fn, probe_batch)
         optimizers = plain_optimizers(model, optimizer)
         self._refuse_second(optimizers)
         wanted = typed("monitors", Monitor, presets.standard() if monitors is None else monitors)
@@ -121,6 +138,7 @@ class Watch:
             rules=typed("rules", Rule, presets.rules() if rules is None else rules),
             sinks=_sinks(logdir, tag_prefix, sinks) if ranks.speaks else (),
         )
+        names = parts.names()
         needs: frozenset[Need] = frozenset(need for item in kept for need in item.needs)
         self._session = Session(
             model,
@@ -131,6 +149,16 @@ class Watch:
             isolation=self._isolation,
             every_n_steps=every_n_steps,
             needs=needs,
+            make_probes=partial(
+                Probes,
+                {names[id(item)]: item for item in kept if item.probed},
+                model,
+                self._isolation,
+                budget=budget,
+                loss_fn=loss_fn,
+                probe_batch=probe_batch,
+                objective=objective,
+            ),
             track_loss=track_loss,
             track_clipping=track_clipping,
             facts={"train_size": train_size, "planned_steps": planned_steps},
@@ -149,6 +177,7 @@ class Watch:
                 "exclude": None if exclude is None else list(exclude),
                 "track_loss": track_loss,
                 "track_clipping": track_clipping,
+                "budget": budget,
                 "ranks": ranks.size,
             },
             versions=installed_versions(),
@@ -210,6 +239,7 @@ class Watch:
         loss: float | Tensor | None = None,
         batch_size: int | None = None,
         epoch: float | None = None,
+        batch: Any = None,
         gradients: bool = True,
     ) -> None:
         """Tells the watch what it cannot see; optional, after `backward()`, before clipping.
@@ -222,6 +252,9 @@ class Watch:
             loss: of this step [L]; a tensor is not read on the host.
             batch_size: samples of this step over all micro-batches; those of this rank.
             epoch: epochs finished.
+            batch: of this step, as `loss_fn` takes it, for probes that evaluate the loss again; not
+                needed where the model's only argument is the batch. It is let go at the end of
+                the step.
             gradients: also measure the gradients; False for a loop that may have clipped them
                 out of the watch's sight.
 
@@ -231,6 +264,8 @@ class Watch:
         """
         self._check_open("observe")
         self._session.observe(loss, batch_size, epoch, gradients=gradients)
+        if batch is not None:
+            self._session.tell_batch(batch)
 
     def forward_begins(self, batch_size: int | None = None) -> None:
         """Says that a training forward begins, where the loop does not call the model itself.
@@ -371,6 +406,7 @@ class Watch:
         if self.step % self._log_every == 0:
             self._report()
             self._isolation.agree()
+            self._session.read_clock()
 
     def _report_pending(self) -> None:
         # Ranks that train together report at the same steps only: advice is a function of the

@@ -46,6 +46,12 @@ st.register_type_strategy(
 )
 
 
+st.register_type_strategy(
+    Measurement,
+    st.builds(Measurement, inputs=st.dictionaries(st.text(), st.floats(), max_size=3)),
+)
+
+
 def measured(value: float, standard_error: float | None = None) -> Measurement:
     return Measurement(
         metric="loss", scope="model", step=0, value=value, standard_error=standard_error

@@ -129,6 +129,7 @@ def collect(session: "Session") -> StepTensors:
         samples=told.batch_size or samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
+        probed={} if session.probes is None else session.probes.take(),
     )
 
 
@@ -182,8 +183,13 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         microbatch_mean_square=_mean(tensors.microbatch_squares, tensors.microbatches),
         microbatches=tensors.microbatches,
         microbatches_unavailable=session.microbatches.unavailable,
+        probed=tensors.probed,
         without_gradient=session.gradients.without_gradient,
-        notes=[*session.exchange.limits(), *([MIXED] if session.mixed else [])],
+        notes=[
+            *session.exchange.limits(),
+            *([MIXED] if session.mixed else []),
+            *(session.probes.notes if session.probes is not None else ()),
+        ],
     )
 
 

@@ -1,7 +1,7 @@
 """From hooks to one `Sample` per sampled step: the only owner of hooks and patches."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from gradwatch.capture.model.names import (
 )
 from gradwatch.capture.model.parameters import ParameterTable, has_stepped
 from gradwatch.capture.part import CAPTURE, OF_ALL_RANKS, REPORT
+from gradwatch.capture.probe.probes import Probes
+from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.ranks.exchange import Exchange
 from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.sample import Sample, collect, make_sample
@@ -53,6 +55,8 @@ class Session:
         isolation: what to do when something fails.
         every_n_steps: sample the steps that are multiples of it.
         needs: what the monitors need to be captured.
+        make_probes: makes the probes of the monitors, given a context in which the hooks of this
+            do nothing.
         track_loss: see the scalar of every `backward()`.
         track_clipping: see torch's own clipping function.
         facts: fields of `ModelInfo` that the user gave.
@@ -65,6 +69,7 @@ class Session:
         activations_unavailable: why no hook may listen to the layers, or None.
         microbatches: the gradients that the step is averaged from.
         exchange: with the other ranks.
+        probes: what runs the model again, or None.
         parts: the parts whose failures concern all ranks.
     """
 
@@ -79,6 +84,7 @@ class Session:
         isolation: Isolation,
         every_n_steps: int,
         needs: frozenset[Need] = frozenset(),
+        make_probes: Callable[[Callable[[], AbstractContextManager[None]]], Probes] | None = None,
         track_loss: bool = False,
         track_clipping: bool = False,
         facts: dict[str, Any] | None = None,
@@ -108,7 +114,10 @@ class Session:
         # one; outside of it, on a wrapper, hooks run as ever.
         compiled = any(map(is_compiled, wrappers_of(model)))
         root = forward_root(model)
-        self.gate = ForwardGate(root, self._begin_forward, self._end_forward, isolation)
+        self.gate = ForwardGate(
+            root, self._begin_forward, self._end_forward, isolation, self._note_inputs
+        )
+        self.probes = None if make_probes is None else make_probes(self.gate.pause)
         self.activations_unavailable = _no_activations(compiled, ranks)
         wanted = "activations" in needs and self.activations_unavailable is None
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
@@ -131,7 +140,7 @@ class Session:
         self._loss_tap = BackwardObserver(self._note_loss) if track_loss else None
         self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]
         self.wants_parameters = "parameters" in needs
-        self.parts = (*OF_ALL_RANKS, *parts)
+        self.parts = (*OF_ALL_RANKS, *parts, *(self.probes.names if self.probes else ()))
         names = [layer.name for layer in self.info.layers]
         self.exchange = Exchange(ranks, self.table.all_known, names, self.parts, isolation)
         self.exchange.plan(self._every, self.step)
@@ -149,6 +158,8 @@ class Session:
             step: optimizer steps finished there.
         """
         self.step = step
+        if self.probes is not None:
+            self.probes.schedule.starts_at(step)
         self.exchange.plan(self._every, step)
         self._plan()
 
@@ -188,6 +199,15 @@ class Session:
         self.told.tell(loss, batch_size, epoch, sampled=self.sampling)
         if gradients and self.sampling and not self.clipping.happened:
             self._clipping_tap.measure()
+
+    def tell_batch(self, batch: Any) -> None:
+        """Takes the batch of the step under way.
+
+        Args:
+            batch: as the loss function takes it.
+        """
+        if self.probes is not None and self.sampling:
+            self._isolation.run(CAPTURE, self.probes.tell, batch)
 
     def forward_begins(self, samples: int) -> None:
         """A training forward begins that the root module is not called for.
@@ -248,12 +268,15 @@ class Session:
         if self.sampling and not self._stepped:
             self._forget_inputs()
             self.microbatches.step_begins(sampled=True)
+            self._begin_probes(sampled=True)
 
     def gradients_ready(self, optimizer: Optimizer, loss: Tensor | None) -> None:
         """The gradients of this step are there; the parameters have not moved yet."""
         self.gate.muted = True
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
+            if self.probes is not None and not self._stepped:
+                self._isolation.run(CAPTURE, self.probes.run, self._probe_view(optimizer))
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The step of one optimizer is over."""
@@ -288,6 +311,29 @@ class Session:
             self.gradients.reset()
         self.gate.sampling = wanted
         self.microbatches.step_begins(wanted)
+        self._begin_probes(wanted)
+
+    def read_clock(self) -> None:
+        """Tells the probes what they have cost, between two steps."""
+        if self.probes is not None and not self.exchange.joint:
+            clock = self.probes.clock(self.step + 1 - self.probes.schedule.origin)
+            self._isolation.run(CAPTURE, self.probes.schedule.read, clock)
+
+    def _begin_probes(self, sampled: bool) -> None:
+        if self.probes is not None:
+            self._isolation.run(CAPTURE, self.probes.begin_step, self.step, sampled=sampled)
+
+    def _note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.probes is not None:
+            self.probes.called(args, kwargs)
+
+    def _probe_view(self, optimizer: Optimizer) -> ProbeView:
+        lrs = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+        return ProbeView(
+            model=self.info,
+            lr=lrs[0] if lrs else None,
+            optimized=frozenset(self.table.everything()),
+        )
 
     def _hand_over(self) -> None:
         tensors = self._isolation.run(CAPTURE, self._collect) if self.sampling else None

@@ -28,6 +28,7 @@ class StepTensors:
         samples: samples of the step, or None where they were not seen.
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
+        probed: numbers that the probes of the step measured.
     """
 
     used: NamedValues
@@ -45,3 +46,4 @@ class StepTensors:
     samples: int | Tensor | None = None
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    probed: Mapping[str, Tensor] = field(default_factory=dict)

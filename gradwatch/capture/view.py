@@ -58,6 +58,42 @@ class NamedValues:
         return total_norm(self.values)
 
 
+@dataclass(frozen=True, slots=True)
+class IndependentGradients:
+    """The parts that a step's gradient was averaged from, each of other samples.
+
+    With `c_i` the contribution of part i to the whole gradient `S = sum_i c_i`, before clipping,
+    and `p_i` its weight in the average, `sum_i p_i = 1`.
+
+    Attributes:
+        total_square: `||S||²` [L²/P²].
+        part_squares: `sum_i ||c_i||²` [L²/P²].
+        share_squares: `sum_i p_i²`, 1/A for A equal parts.
+        source: what the parts are, such as "4 micro-batches".
+    """
+
+    total_square: Tensor
+    part_squares: Tensor
+    share_squares: float | Tensor
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdamMoments:
+    """What an Adam remembers of the gradients before this step, bias-corrected.
+
+    Attributes:
+        first_square: sum over all entries of `m_hat²` [L²/P²].
+        second: sum over all entries of `v_hat` [L²/P²].
+        shrink: variance of `m_hat` over that of one gradient, for gradients of the same law,
+            `(1-b1)(1+b1^t)/((1+b1)(1-b1^t))` after t steps.
+    """
+
+    first_square: Tensor
+    second: Tensor
+    shrink: float | Tensor
+
+
 @dataclass(slots=True)
 class StepView:
     """One sampled step: settings as Python numbers, measurements as tensors on the device.
@@ -90,6 +126,11 @@ class StepView:
             of the gradient of each [L²/P²]; needs `microbatches`.
         microbatches: their number on all ranks, or None.
         microbatches_unavailable: why the two are None, or None.
+        independent_gradients: the parts of the step's gradient, if there are at least two and
+            the gradient before clipping is known; needs `independent_gradients`.
+        independent_gradients_unavailable: why they are None, or None.
+        adam_moments: of an Adam's state; needs `adam_moments`.
+        probed: the numbers that the probes of this step measured, by name.
         without_gradient: trainable parameters that no gradient reached in this step.
         notes: what could not be measured, and why.
     """
@@ -112,6 +153,10 @@ class StepView:
     microbatch_mean_square: Tensor | None = None
     microbatches: int | Tensor | None = None
     microbatches_unavailable: str | None = None
+    independent_gradients: IndependentGradients | None = None
+    independent_gradients_unavailable: str | None = None
+    adam_moments: AdamMoments | None = None
+    probed: Mapping[str, Tensor] = field(default_factory=dict)
     without_gradient: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 

@@ -20,6 +20,7 @@ class Reading:
         unit: in terms of L, P and A.
         standard_errors: shape of `values`, or None where they are not known.
         only_nonzero: leave out zeros on the host, for counts that are nearly always 0.
+        source: what the values were estimated from, where there are several ways.
 
     Example:
         >>> Reading("loss", torch.tensor(0.5), unit="L").scopes
@@ -32,6 +33,7 @@ class Reading:
     unit: str = "1"
     standard_errors: Tensor | None = None
     only_nonzero: bool = False
+    source: str = ""
 
     def __post_init__(self) -> None:
         for tensor in self.tensors():
@@ -45,7 +47,7 @@ class Reading:
                     f"a Reading of {self.metric} needs one scope a value, got "
                     f"{tensor.numel()} values and {len(self.scopes)} scopes"
                 )
-        if not all(isinstance(text, str) for text in (self.unit, *self.scopes)):
+        if not all(isinstance(text, str) for text in (self.unit, self.source, *self.scopes)):
             raise TypeError(
                 f"a Reading of {self.metric} needs strings as unit and scopes, got {self.unit!r} "
                 f"and {self.scopes!r}"
@@ -75,6 +77,7 @@ class Reading:
                 value=value,
                 unit=self.unit,
                 standard_error=error,
+                source=self.source,
             )
             for scope, value, error in zip(self.scopes, values[:count], errors, strict=True)
             if not (self.only_nonzero and value == 0)

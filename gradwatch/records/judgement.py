@@ -1,7 +1,8 @@
 """A measured value, the interval that theory gives for it, and the verdict of the two."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from gradwatch.errors import ConfigError
@@ -27,6 +28,8 @@ class Measurement:
         value: the number; may be NaN or infinite.
         unit: in terms of L, P and A; "1" for a pure number.
         standard_error: of the value, in the same unit, where it is known.
+        source: what it was estimated from, where there are several ways.
+        inputs: other numbers of the same moment that a bound needs to judge the value.
     """
 
     metric: str
@@ -35,6 +38,8 @@ class Measurement:
     value: float
     unit: str = "1"
     standard_error: float | None = None
+    source: str = ""
+    inputs: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

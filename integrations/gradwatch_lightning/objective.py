@@ -32,6 +32,9 @@ class TrainingStep(Objective):
         self._batches = batches
         self._batch_idx = batch_idx
 
+    def _inputs(self) -> Any:
+        return self._batches.batch
+
     def _evaluate(self, rows: slice | None) -> Any:
         if not getattr(self.model, "automatic_optimization", True):
             raise ObjectiveError(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class ForwardGate:
         on_end: called after each training forward of a sampled step, with whether it was
             completed: False if it raised.
         isolation: what to do when a hook fails.
+        on_inputs: called with what each training forward of a sampled step was called with.
 
     Attributes:
         sampling: set by the watch; the gate stays closed while it is False.
@@ -60,9 +62,11 @@ class ForwardGate:
         on_begin: Callable[[], None],
         on_end: Callable[[bool], None],
         isolation: Isolation,
+        on_inputs: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
         self._on_begin = on_begin
         self._on_end = on_end
+        self._on_inputs = on_inputs
         self._isolation = isolation
         self._handles = HookHandles()
         self.sampling = False
@@ -70,6 +74,7 @@ class ForwardGate:
         self.is_open = False
         self._held = False
         self._by_hand = False
+        self._paused = False
         self.reset()
         if model is not None:
             self._attach(model)
@@ -114,6 +119,19 @@ class ForwardGate:
         if self.is_open:
             self._passes[-1].samples = samples
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Lets the model run without being noticed.
+
+        Yields:
+            Nothing.
+        """
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
     def release(self, completed: bool) -> None:
         """Closes the gate after `hold`; does nothing if it is not held.
 
@@ -125,7 +143,9 @@ class ForwardGate:
             self._close(completed)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._by_hand or is_traced() or is_replica(module) or not module.training:
+        if self._paused or self._by_hand or is_traced() or is_replica(module):
+            return
+        if not module.training:
             return
         if not torch.is_grad_enabled() or inside_backward():
             return
@@ -134,9 +154,11 @@ class ForwardGate:
         self._open()
         if self.is_open:
             self._isolation.run(INPUT, self._count, module, args, kwargs)
+            if self._on_inputs is not None:
+                self._isolation.run(INPUT, self._on_inputs, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._by_hand or is_replica(module) or not self.is_open:
+        if self._paused or self._by_hand or is_replica(module) or not self.is_open:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:

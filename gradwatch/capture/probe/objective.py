@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradwatch.capture.forward.gate import own_loss
+from gradwatch.capture.forward.gate import batch_size, own_loss
 from gradwatch.capture.model.names import unwrap_model
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
 from gradwatch.numerics.sharding import is_sharded
@@ -79,6 +79,19 @@ class Objective(ABC):
             raise ObjectiveError(f"the loss must be a scalar tensor, got {_shown(value)}")
         return value.reshape(())
 
+    @property
+    def examples(self) -> int:
+        """Number of examples in the batch.
+
+        Raises:
+            ObjectiveError: if there is no batch.
+        """
+        return batch_size(self._inputs())
+
+    @abstractmethod
+    def _inputs(self) -> Any:
+        """The batch."""
+
     @abstractmethod
     def _evaluate(self, rows: slice | None) -> Any:
         """Calls the model on the batch; the model has the tensors to be used."""
@@ -106,8 +119,11 @@ class LossFunction(Objective):
         self._batches = batches
         self._probe_batch = probe_batch
 
+    def _inputs(self) -> Any:
+        return self._batches.batch if self._probe_batch is None else self._probe_batch
+
     def _evaluate(self, rows: slice | None) -> Any:
-        batch = self._batches.batch if self._probe_batch is None else self._probe_batch
+        batch = self._inputs()
         return self._loss_fn(self.model, batch if rows is None else some_rows(batch, rows))
 
 
@@ -122,6 +138,10 @@ class OwnLoss(Objective):
     def __init__(self, model: nn.Module, batches: LastBatch) -> None:
         super().__init__(model)
         self._batches = batches
+
+    def _inputs(self) -> Any:
+        call = self._batches.call
+        return call.args, call.kwargs
 
     def _evaluate(self, rows: slice | None) -> Any:
         call = self._batches.call if rows is None else self._batches.call.rows(rows)

@@ -1,0 +1,192 @@
+"""The probes of a watch: when they run, on what, and what they found."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from gradwatch.capture.model.names import unwrap_model
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError
+from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
+from gradwatch.capture.probe.schedule import Clock, Schedule
+from gradwatch.capture.probe.stopwatch import Stopwatch
+from gradwatch.capture.probe.undisturbed import undisturbed
+from gradwatch.capture.probe.view import ProbeView
+from gradwatch.interfaces import Monitor
+from gradwatch.isolation import Isolation
+
+MakeObjective = Callable[[LastBatch], Objective]
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+PREFIX: Final = "probe of "
+"""How a probe is called in messages, before the name of its monitor."""
+
+
+class Probes:
+    """Lets monitors run the model again in sampled steps, as far as the budget allows.
+
+    Args:
+        monitors: those that probe, by the name they have in messages.
+        model: as the user passed it.
+        isolation: what to do when a probe fails.
+        pause: gives a context in which the hooks of the watch do nothing.
+        budget: share of the training time; None probes in every sampled step.
+        loss_fn: gives the loss that is trained on; None if the model returns it.
+        probe_batch: a fixed batch for the probes that need no fresh one.
+        objective: makes the objective instead, from the last batch; for adapters.
+
+    Attributes:
+        batches: the last batch of the step under way.
+        schedule: which probes run when.
+        names: of all probes.
+        numbers: of all that they measure.
+        notes: what the probes of the step could not measure, and why.
+    """
+
+    def __init__(
+        self,
+        monitors: Mapping[str, Monitor],
+        model: nn.Module,
+        isolation: Isolation,
+        pause: Callable[[], AbstractContextManager[Any]],
+        *,
+        budget: float | None,
+        loss_fn: LossFn | None = None,
+        probe_batch: Any = None,
+        objective: MakeObjective | None = None,
+    ) -> None:
+        self._monitors = {PREFIX + name: item for name, item in monitors.items()}
+        self.names = tuple(self._monitors)
+        self.numbers = tuple(name for item in monitors.values() for name in item.probed)
+        self.batches = LastBatch()
+        self.autocast: torch.dtype | None = None
+        self.schedule = Schedule(
+            {name: item.probe_cost for name, item in self._monitors.items()}, budget
+        )
+        self._model = unwrap_model(model)
+        self._isolation = isolation
+        self._pause = pause
+        device = next((item.device for item in model.parameters()), torch.device("cpu"))
+        self._stopwatch = Stopwatch(device)
+        self._last = _last_objective(self._model, self.batches, loss_fn, objective)
+        self._fixed = (
+            LossFunction(self._model, loss_fn, self.batches, probe_batch)
+            if loss_fn is not None and probe_batch is not None
+            else None
+        )
+        self._due: list[str] = []
+        self._found: dict[str, Tensor] = {}
+        self.notes: list[str] = []
+
+    def begin_step(self, step: int, *, sampled: bool) -> None:
+        """A step begins, or begins anew because it raised.
+
+        Args:
+            step: its number.
+            sampled: it is measured.
+        """
+        self.release()
+        self._found, self.notes = {}, []
+        off = frozenset(self._isolation.failures)
+        self._due = self.schedule.due(step, without=off) if sampled and self.names else []
+
+    def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A training forward of a sampled step begins.
+
+        Args:
+            args: the positional arguments of the model.
+            kwargs: its keyword arguments.
+        """
+        if self._due:
+            self.batches.called(args, kwargs)
+            self.autocast = autocast_type(self._model)
+
+    def tell(self, batch: Any) -> None:
+        """Says what the batch of the step is.
+
+        Args:
+            batch: as the loss function takes it.
+        """
+        if self._due:
+            self.batches.tell(batch)
+
+    def run(self, view: ProbeView) -> None:
+        """Runs what is due, before the parameters move.
+
+        Args:
+            view: the step, without objectives.
+        """
+        due, self._due = self._due, []
+        if not due:
+            return
+        view.objective, view.fixed_objective = self._last, self._fixed
+        for name in due:
+            with self._stopwatch.time(name):
+                found = self._isolation.run(name, self._run_one, self._monitors[name], view)
+            self.schedule.ran(name, used=bool(found))
+            self._found |= found or {}
+        self.notes += view.notes
+        self.release()
+
+    def take(self) -> dict[str, Tensor]:
+        """What the probes of the step found, by name."""
+        return self._found
+
+    def release(self) -> None:
+        """Lets go of the batch."""
+        self.batches.release()
+        self._due = []
+
+    def clock(self, steps: int) -> Clock:
+        """Where the time of this process went.
+
+        Args:
+            steps: optimizer steps since the watch was attached.
+        """
+        return Clock(steps, self._stopwatch.elapsed, self._stopwatch.seconds())
+
+    def _run_one(self, monitor: Monitor, view: ProbeView) -> dict[str, Tensor]:
+        try:
+            with undisturbed(self._model, pause=self._pause, autocast=self.autocast):
+                found = monitor.probe(view)
+        except ObjectiveError as error:
+            view.note(f"{monitor.metrics[0]}: {error}")
+            return {}
+        return _checked(monitor, found)
+
+
+def autocast_type(model: nn.Module) -> torch.dtype | None:
+    """The type that autocast computes in where the model is, if it is on.
+
+    Args:
+        model: with its parameters on one device.
+
+    Returns:
+        bfloat16, or None: without the loss scaling of a training, gradients of a float16 loss
+        would vanish, and the probe computes in the type of the parameters instead.
+    """
+    kind = next((item.device.type for item in model.parameters()), "cpu")
+    if not torch.is_autocast_enabled(kind):
+        return None
+    dtype = torch.get_autocast_dtype(kind)
+    return dtype if dtype == torch.bfloat16 else None
+
+
+def _last_objective(
+    model: nn.Module, batches: LastBatch, loss_fn: LossFn | None, make: MakeObjective | None
+) -> Objective:
+    if loss_fn is not None:
+        return LossFunction(model, loss_fn, batches)
+    return OwnLoss(model, batches) if make is None else make(batches)
+
+
+def _checked(monitor: Monitor, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    unknown = sorted(set(found) - set(monitor.probed))
+    if unknown:
+        raise ValueError(
+            f"{type(monitor).__name__}.probe returned {', '.join(unknown)}, not among its probed "
+            f"numbers {monitor.probed}"
+        )
+    return {name: item.detach().float().reshape(()).clone() for name, item in found.items()}
