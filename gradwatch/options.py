@@ -11,6 +11,7 @@ from torch import nn
 from gradwatch import presets
 from gradwatch.announce import OnRecommendation
 from gradwatch.arguments import typed
+from gradwatch.capture.probe.probes import LossFn
 from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import OnError
@@ -23,6 +24,9 @@ PARTS: Final[dict[str, Any]] = {
     "sinks": Sink,
 }
 """The options that are lists of live objects."""
+
+LIVE: Final = (*PARTS, "loss_fn", "probe_batch")
+"""The options that cannot be written as plain values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,9 @@ class Options:
     planned_steps: int | None = None
     tag_prefix: str = "gradwatch"
     per_layer: bool | None = None
+    loss_fn: LossFn | None = None
+    probe_batch: Any = None
+    budget: float | None = 0.02
     on_recommendation: OnRecommendation = "collect"
     on_error: OnError = "disable"
 

@@ -246,6 +246,7 @@ class Session:
                 all_of_them.callback(part.remove)
         self._taps = []
         self.optimizers = ()
+        self.probes = None
         self.table.release()
         self.gradients.release()
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Self
 
 import gradwatch
 from gradwatch.announce import OnRecommendation
+from gradwatch.capture.probe.probes import LossFn
 from gradwatch.errors import GradwatchError
 from gradwatch.isolation import Isolation, OnError
 from gradwatch.isolation import logger as log
@@ -62,6 +63,11 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
         tag_prefix: first part of the names that loggers see.
         per_layer: loggers also get the values of single parameters, layers and blocks; None
             gives them to TensorBoard only.
+        loss_fn: gives the training loss of the model and a batch, for probes that evaluate it
+            again; by default the module's own training step.
+        probe_batch: a batch for the probes that need no fresh one, always the same.
+        budget: share of the training time that probes may take; None runs every probe in every
+            sampled step.
         on_recommendation: `collect`, `warn`, `raise`, or a callable that gets each new one.
         on_error: `disable` switches a failing part off; `raise` lets the error through.
 
@@ -94,6 +100,9 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
         planned_steps: int | None = None,
         tag_prefix: str = "gradwatch",
         per_layer: bool | None = None,
+        loss_fn: LossFn | None = None,
+        probe_batch: Any = None,
+        budget: float | None = 0.02,
         on_recommendation: OnRecommendation = "collect",
         on_error: OnError = "disable",
     ) -> None:
@@ -111,6 +120,9 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
             planned_steps=planned_steps,
             tag_prefix=tag_prefix,
             per_layer=per_layer,
+            loss_fn=loss_fn,
+            probe_batch=probe_batch,
+            budget=budget,
             on_recommendation=on_recommendation,
             on_error=on_error,
         ).checked()
@@ -157,7 +169,7 @@ class GradwatchCallback(_EitherCallback):  # type: ignore[misc]
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """A forward begins."""
-        self._live.batch_begins(batch)
+        self._live.batch_begins(batch, batch_idx)
 
     @_isolated
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:

@@ -16,6 +16,7 @@ from gradwatch.options import Options
 from gradwatch.sinks import JsonlSink
 from gradwatch_lightning.axis import Axis
 from gradwatch_lightning.logger_sinks import draws_page, logger_sinks
+from gradwatch_lightning.objective import TrainingStep
 from gradwatch_lightning.trainer_facts import (
     hides_raw_gradients,
     is_compiled,
@@ -63,12 +64,14 @@ class Fit:
         self._isolation = isolation
         self._discarded = False
         self._automatic = bool(module.automatic_optimization)
+        self._batch_idx = 0
         self._axis = Axis(trainer, options.log_every_n_steps // options.every_n_steps + 1)
         self._tracks_clipping = hides_raw_gradients(trainer)
         self.watch = _attached(
             _Compiled(module) if is_compiled(module) else module,
             trainer.optimizers,
             track_clipping=self._tracks_clipping,
+            objective=lambda batches: TrainingStep(module, batches, lambda: self._batch_idx),
             **_arguments(options, trainer, self._sinks(options)),
         )
         self._handles = HookHandles()
@@ -95,14 +98,18 @@ class Fit:
         """The watch has been told at which step the training is."""
         self._turn_page()
 
-    def batch_begins(self, batch: Any) -> None:
+    def batch_begins(self, batch: Any, batch_idx: int) -> None:
         """A training batch begins.
 
         Args:
             batch: as the data loader gave it.
+            batch_idx: its number.
         """
         self.interrupted()
         self._went_backward = False
+        self._batch_idx = batch_idx
+        if self.watch.sampling:
+            self.watch.observe(batch=batch, gradients=False)
         if self.watch.sampling or not self._automatic:
             self._batch_size = batch_size(batch)
             self._enter(self._batch_size)

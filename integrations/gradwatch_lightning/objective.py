@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 from torch import nn
@@ -42,7 +42,7 @@ class TrainingStep(Objective):
                 "the optimizers itself; give a loss_fn"
             )
         batch = self._batches.batch
-        with silenced(self.model):
+        with silenced(self.model), _precision(self.model):
             return _loss_in(self._call(batch if rows is None else some_rows(batch, rows)))
 
     def _call(self, batch: Any) -> Any:
@@ -78,6 +78,18 @@ def silenced(pl_module: nn.Module) -> Iterator[None]:
         for name in LOGGING:
             attributes.pop(name, None)
         attributes.update(own)
+
+
+def _precision(pl_module: nn.Module) -> AbstractContextManager[Any]:
+    """What the Trainer puts around its training steps.
+
+    Not where it scales the loss: unscaled, gradients of a float16 loss would vanish.
+    """
+    plugin = getattr(getattr(pl_module, "_trainer", None), "precision_plugin", None)
+    if plugin is None or getattr(plugin, "scaler", None) is not None:
+        return nullcontext()
+    context: AbstractContextManager[Any] = plugin.train_step_context()
+    return context
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:

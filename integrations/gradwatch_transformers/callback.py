@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from gradwatch import Bound, Monitor, Recommendation, Report, Rule, Sink, Watch
 from gradwatch.announce import OnRecommendation
+from gradwatch.capture.probe.probes import LossFn
 from gradwatch.isolation import OnError, logger
 from gradwatch.options import Options
 from gradwatch_transformers.attachment import Attachment
@@ -47,6 +48,11 @@ class GradwatchCallback(TrainerCallback, ExportableState):
         planned_steps: planned number of optimizer steps; by default the Trainer's own.
         tag_prefix: first part of all names.
         per_layer: also give the loggers what is about single parameters, layers and blocks.
+        loss_fn: gives the training loss of the model and a batch, for probes that evaluate it
+            again; by default the loss that the model returns.
+        probe_batch: a batch for the probes that need no fresh one, always the same.
+        budget: share of the training time that probes may take; None runs every probe in every
+            sampled step.
         on_recommendation: `collect`, `warn`, `raise`, or a callable that gets each new one.
         on_error: `disable` switches a failing part off; `raise` lets the error through.
 
@@ -73,6 +79,9 @@ class GradwatchCallback(TrainerCallback, ExportableState):
         planned_steps: int | None = None,
         tag_prefix: str = "gradwatch",
         per_layer: bool = False,
+        loss_fn: LossFn | None = None,
+        probe_batch: Any = None,
+        budget: float | None = 0.02,
         on_recommendation: OnRecommendation = "collect",
         on_error: OnError = "disable",
     ) -> None:

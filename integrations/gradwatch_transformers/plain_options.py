@@ -4,7 +4,7 @@ import os
 from dataclasses import fields
 from typing import Any
 
-from gradwatch.options import PARTS, Options
+from gradwatch.options import LIVE, Options
 
 
 def plain_options(options: Options) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def plain_options(options: Options) -> dict[str, Any]:
         Arguments of the callback by name.
     """
     kept = {
-        item.name: getattr(options, item.name) for item in fields(options) if item.name not in PARTS
+        item.name: getattr(options, item.name) for item in fields(options) if item.name not in LIVE
     }
     kept["logdir"] = None if options.logdir is None else os.fspath(options.logdir)
     if callable(options.on_recommendation):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from gradwatch.isolation import logger
 from gradwatch.options import Options
 from gradwatch_transformers.engine import EngineOptimizer, is_deepspeed, visible
 from gradwatch_transformers.loss import BackwardLoss, OutputLoss, StepLoss
+from gradwatch_transformers.objective import ReturnedLoss
 from gradwatch_transformers.values import NewestValues
 
 STATE_VERSION: Final = 1
@@ -60,6 +62,7 @@ class Training:
             model,
             self._engine or optimizer,
             **(settings | {"sinks": sinks}),
+            objective=partial(ReturnedLoss, unwrap_model(model)),
             track_clipping=self._engine is None and not isinstance(model, FullyShardedDataParallel),
         )
         self._loss = self._loss_source(arguments, model)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from gradwatch.capture.forward.gate import batch_size, own_loss
 from gradwatch.capture.model.names import unwrap_model
-from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.batch import Call, LastBatch, ObjectiveError, some_rows
 from gradwatch.numerics.sharding import is_sharded
 
 
@@ -139,12 +139,16 @@ class OwnLoss(Objective):
         super().__init__(model)
         self._batches = batches
 
+    def _call(self) -> Call:
+        """What the model is called with."""
+        return self._batches.call
+
     def _inputs(self) -> Any:
-        call = self._batches.call
+        call = self._call()
         return call.args, call.kwargs
 
     def _evaluate(self, rows: slice | None) -> Any:
-        call = self._batches.call if rows is None else self._batches.call.rows(rows)
+        call = self._call() if rows is None else self._call().rows(rows)
         loss = own_loss(self.model(*call.args, **call.kwargs))
         if loss is None:
             raise ObjectiveError(

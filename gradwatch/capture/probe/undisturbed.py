@@ -62,6 +62,21 @@ def undisturbed(
         yield
 
 
+def same_draws(model: nn.Module) -> AbstractContextManager[None]:
+    """Two evaluations with the same random draws, such as dropout masks.
+
+    To be used inside `undisturbed`: what is evaluated first within this context draws the same as
+    what is evaluated first after it.
+
+    Args:
+        model: the user's own module.
+
+    Returns:
+        The context.
+    """
+    return _kept_random_states(_devices_of(model))
+
+
 def _devices_of(model: nn.Module) -> set[torch.device]:
     return {tensor.device for tensor in chain(model.parameters(), model.buffers())}
 

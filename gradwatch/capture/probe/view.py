@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.capture.model.names import canonical
+from gradwatch.capture.forward.gate import tensors_in
 from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.objective import Objective
 from gradwatch.records import ModelInfo
@@ -67,6 +68,16 @@ class ProbeView:
             ObjectiveError: if neither can be evaluated.
         """
         return self.last if self.fixed_objective is None else self.fixed_objective
+
+    @property
+    def first_input(self) -> Tensor | None:
+        """The first tensor of floating-point numbers in the last batch, without its graph, or None.
+
+        Raises:
+            ObjectiveError: if there is no batch.
+        """
+        found = (item.detach() for item in tensors_in(self.last._inputs()))
+        return next((item for item in found if item.is_floating_point()), None)
 
     def parameters(self, objective: Objective) -> dict[str, Tensor]:
         """The optimized parameters as they are now, leaf tensors on the same memory.
