@@ -28,17 +28,35 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         LEARNING_RATE,
         "update_",
         "unmoved_",
-        "lr_batch_ratio",
+        "lr_",
+        "smoothness",
+        "temperature",
         "batch_size",
+    ),
+    "Do steps or noise limit it?": (
+        "stationarity",
+        "noise_",
+        "gradient_square",
+        "gradient_variance",
+        "gradient_curvature",
+        "stall_ratio",
+        "dropout_",
         "microbatch",
     ),
-    "Does the signal survive depth?": ("activation_", "gain_"),
+    "Does the signal survive depth?": ("activation_", "gain_", "input_"),
 }
 """How the metrics that answer each question begin; any other metric stands under `MORE`."""
 
 _OF_THE_MODEL_ONLY: Final = frozenset(
-    {LEARNING_RATE, "loss", "clip_coefficient", "lr_batch_ratio", "batch_size", "update_norm"}
-    | {"microbatch_gradient_norm", "microbatches"}
+    {LEARNING_RATE, "loss", "clip_coefficient", "batch_size", "update_norm", "temperature"}
+    | {"lr_batch_ratio", "lr_batch_ratio_effective", "lr_curvature"}
+    | {"smoothness", "smoothness_secant"}
+    | {"microbatch_gradient_norm", "microbatches", "gradient_square", "gradient_variance"}
+    | {"noise_scale", "noise_scale_at_least", "noise_scale_curvature", "stall_ratio"}
+    | {"gradient_curvature", "noise_curvature", "noise_floor", "noise_share"}
+    | {"stationarity", "stationarity_recent", "stationarity_step_term", "stationarity_noise_term"}
+    | {"dropout_variance", "dropout_variance_share", "dropout_variance_law"}
+    | {"input_mean_share", "input_top_eigenvalue"}
     | {"nonfinite_activation", "nonfinite_gradient", "nonfinite_parameter"}
 )
 _OF_LAYERS_ONLY: Final = frozenset(
@@ -46,6 +64,12 @@ _OF_LAYERS_ONLY: Final = frozenset(
 )
 """Metrics that would leave one of the two charts empty; any other one gets both."""
 
+
+_BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
+    "stationarity": ("stationarity_step_term", "stationarity_noise_term"),
+    "stationarity_recent": ("noise_floor",),
+}
+"""Metrics that stand in the chart of another one: the parts that its bound is the sum of."""
 
 _ALONG_CHAINS: Final = frozenset({"activation_gain_cumulative"})
 """Metrics that the last layer of a chain sums up, and so does its bound."""
@@ -63,11 +87,11 @@ def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
         The charts of each question that has any.
     """
     page: Layout = {question: {} for question in (*QUESTIONS, MORE)}
+    shown_beside = {item for owner in run.metrics for item in _BESIDE.get(owner, ())}
     for metric in dict.fromkeys((LEARNING_RATE, *run.metrics)):
         charts = page[_question(metric)]
-        ends = ("", LOWER, UPPER) if metric in run.bounded else ("",)
-        if metric not in _OF_LAYERS_ONLY:
-            charts[metric] = ["Multiline", [_exactly(tags.of(metric) + end) for end in ends]]
+        if metric not in _OF_LAYERS_ONLY | shown_beside:
+            charts[metric] = ["Multiline", _lines(metric, run, tags)]
         if per_layer and metric not in _OF_THE_MODEL_ONLY:
             charts[f"{metric} per layer"] = ["Multiline", [_below(tags.group(metric))]]
         if per_layer and metric in _ALONG_CHAINS:
@@ -76,6 +100,14 @@ def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
                 lines = [_exactly(tags.of(metric, end) + edge) for edge in ("", LOWER, UPPER)]
                 charts[f"{metric} from {start} to {end}"] = ["Multiline", lines]
     return {question: charts for question, charts in page.items() if charts}
+
+
+def _lines(metric: str, run: RunInfo, tags: Tags) -> list[str]:
+    ends = ("", LOWER, UPPER) if metric in run.bounded else ("",)
+    beside = [item for item in _BESIDE.get(metric, ()) if item in run.metrics]
+    return [_exactly(tags.of(metric) + end) for end in ends] + [
+        _exactly(tags.of(item)) for item in beside
+    ]
 
 
 def _question(metric: str) -> str:

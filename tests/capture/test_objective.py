@@ -394,7 +394,7 @@ def test_a_batch_that_cannot_be_told() -> None:
     with pytest.raises(ObjectiveError, match="no training forward"):
         _ = batches.batch
     batches.called((torch.ones(2), torch.ones(2)), {})
-    with pytest.raises(ObjectiveError, match=r"2 positional .* probe_batch"):
+    with pytest.raises(ObjectiveError, match=r"2 positional .* watch.observe"):
         _ = batches.batch
 
 

@@ -76,6 +76,11 @@ class LastBatch:
         self._told_versions = _versions(batch)
 
     @property
+    def is_told(self) -> bool:
+        """Whether the loop said what the batch is."""
+        return self._told is not None
+
+    @property
     def call(self) -> Call:
         """What the model was called with.
 
@@ -104,8 +109,8 @@ class LastBatch:
             return call.kwargs
         raise ObjectiveError(
             f"the model was called with {len(call.args)} positional and {len(call.kwargs)} keyword "
-            "arguments, from which the batch of the loss function cannot be told; give a "
-            "probe_batch"
+            "arguments, from which the batch of the loss function cannot be told; call "
+            "watch.observe(batch=batch) before the optimizer steps"
         )
 
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -124,7 +125,19 @@ class LossFunction(Objective):
 
     def _evaluate(self, rows: slice | None) -> Any:
         batch = self._inputs()
-        return self._loss_fn(self.model, batch if rows is None else some_rows(batch, rows))
+        given = batch if rows is None else some_rows(batch, rows)
+        if self._probe_batch is not None or self._batches.is_told:
+            return self._loss_fn(self.model, given)
+        try:
+            return self._loss_fn(self.model, given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ObjectiveError(
+                f"loss_fn failed on what the model was called with ({type(error).__name__}: "
+                f"{error}); if its batch is more than that, call watch.observe(batch=batch) "
+                "before the optimizer steps"
+            ) from error
 
 
 class OwnLoss(Objective):

@@ -112,16 +112,18 @@ class Probes:
         if self._due:
             self.batches.tell(batch)
 
-    def run(self, view: ProbeView) -> None:
+    def run(self, view: ProbeView, *, returned_loss: bool) -> None:
         """Runs what is due, before the parameters move.
 
         Args:
             view: the step, without objectives.
+            returned_loss: the model itself returned a loss in this step.
         """
         due, self._due = self._due, []
         if not due:
             return
-        view.objective, view.fixed_objective = self._last, self._fixed
+        lost = isinstance(self._last, OwnLoss) and not returned_loss
+        view.objective, view.fixed_objective = None if lost else self._last, self._fixed
         for name in due:
             with self._stopwatch.time(name):
                 found = self._isolation.run(name, self._run_one, self._monitors[name], view)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradwatch.capture.model.names import canonical
 from gradwatch.capture.forward.gate import tensors_in
+from gradwatch.capture.model.names import canonical
 from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.objective import Objective
 from gradwatch.records import ModelInfo
