@@ -5,7 +5,7 @@
 and nothing else changes in the loop.
 """
 
-from gradwatch import presets
+from gradwatch import plan, presets
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.errors import (
     AdviceError,
@@ -68,6 +68,7 @@ __all__ = [
     "StepView",
     "Verdict",
     "Watch",
+    "plan",
     "presets",
     "read",
     "watch",
