@@ -224,7 +224,7 @@ class Pipeline:
 
     def _judged(self, found: Sequence[Fetched]) -> Report:
         steps = tuple(item.step for item in found)
-        measurements = tuple(value for item in found for value in self._kept(item))
+        measurements = _lean([value for item in found for value in self._kept(item)])
         report = Report(
             step=steps[-1].step,
             steps=steps,
@@ -282,6 +282,16 @@ def _read(monitor: Monitor, sample: Sample) -> list[Reading]:
     for reading in readings:
         _check_metric(monitor, "read", reading.metric)
     return readings
+
+
+def _lean(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Only the newest value of a metric is judged, so only it keeps what a bound needs."""
+    newest = {(item.metric, item.scope): place for place, item in enumerate(measurements)}
+    kept = frozenset(newest.values())
+    return tuple(
+        item if place in kept or not item.inputs else replace(item, inputs={})
+        for place, item in enumerate(measurements)
+    )
 
 
 def _derive(

@@ -1,0 +1,138 @@
+"""The learning rate that fits a batch size which was changed during the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+from gradwatch.records import History, ModelInfo, Recommendation, StepInfo
+from gradwatch.rules.noise_scale import NoiseScale
+from gradwatch.rules.recent import differs, newest_value, same_steps, usable
+from gradwatch.table import number
+from gradwatch.theory.lr_batch_ratio import ratio_law_limit, rescaled_learning_rate
+
+ADAMS: Final = ("Adam", "AdamW")
+SETTLED: Final = 10
+"""Sampled steps that a batch size must last; the odd batch at the end of an epoch does not."""
+SAFETY: Final = 0.9
+"""Share of the stability threshold that a proposal may reach."""
+_EXACT, _ROUGH = 0.1, 0.5  # tolerances of the ratio law
+_LARGEST_SHARE_OF_DATA = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchChange:
+    """A batch size that was replaced while the learning rate stayed.
+
+    Attributes:
+        before: the last step of the old batch size S.
+        since: the first step of the new batch size S'.
+        old: S [sample].
+        new: S' [sample].
+    """
+
+    before: StepInfo
+    since: StepInfo
+    old: int
+    new: int
+
+
+def batch_change(history: History) -> BatchChange | None:
+    """The newest lasting change of the batch size, if the learning rate did not follow.
+
+    Args:
+        history: the reports so far.
+
+    Returns:
+        The change, None if there was none.
+    """
+    steps = [step for report in history for step in report.steps if step.batch_size]
+    lasting = [step for run in _runs(steps) if len(run) > 1 for step in run]
+    runs = _runs(lasting)[-2:]
+    if min(map(len, runs), default=0) < SETTLED or len(runs) < 2:  # noqa: PLR2004 - old and new
+        return None
+    before, since, now = runs[0][-1], runs[1][0], runs[1][-1]
+    if not (same_steps(before, since) and same_steps(since, now)):
+        return None
+    return BatchChange(before, since, before.batch_size or 0, since.batch_size or 0)
+
+
+def _runs(steps: Sequence[StepInfo]) -> list[list[StepInfo]]:
+    """The steps, cut where the batch size changes."""
+    return [list(run) for _, run in groupby(steps, key=lambda step: step.batch_size)]
+
+
+def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
+    """Follows a changed batch size with the learning rate: `eta (1 + B_n/S) / (1 + B_n/S')`.
+
+    The factor is linear in S while both batches are far below the noise scale `B_n`, and flat far
+    above. For Adam its square root is taken, a heuristic. Not above 0.9 of the stability threshold
+    `2 (1 + beta)/L`, where L is known.
+
+    Args:
+        history: the reports so far.
+        scale: the noise scale.
+
+    Returns:
+        The recommendation, None if there is nothing to follow.
+    """
+    change, now = batch_change(history), history[-1].info
+    lr, adam = now.lr or 0.0, now.optimizer in ADAMS
+    if change is None or not (adam or now.optimizer == "SGD") or not usable(lr):
+        return None
+    curvature = newest_value(history, "noise_scale_curvature")
+    noise = curvature.value if curvature and usable(curvature.value) else scale.value
+    wanted = rescaled_learning_rate(lr, change.old, change.new, noise, 0.5 if adam else 1.0)
+    threshold = None if adam else _threshold(history, now)
+    proposed = wanted if threshold is None else min(wanted, SAFETY * threshold)
+    if not differs(lr, proposed) or (proposed > lr) != (wanted > lr):
+        return None
+    caveat = _guard(proposed / lr, change, threshold, now, history.model)
+    return Recommendation(
+        knob="learning_rate",
+        current=lr,
+        proposed=proposed,
+        unit="P²/L",
+        severity="info",
+        reason=(
+            f"the batch size went from {change.old} to {change.new} at step {change.since.step} "
+            f"and the learning rate stayed; {scale}; lr x ((1 + {number(noise)}/{change.old}) / "
+            f"(1 + {number(noise)}/{change.new}))"
+            + ("^(1/2), a heuristic for Adam" if adam else caveat)
+        ),
+        expected="the same progress per sample, as far as the noise scale allows",
+        source=(
+            "derived from a quadratic model; same form as McCandlish et al. 2018, arXiv:1812.06162"
+        ),
+    )
+
+
+def _threshold(history: History, now: StepInfo) -> float | None:
+    """Largest stable learning rate 2 (1 + beta)/L; None if L is not known."""
+    found = newest_value(history, "sharpness") or newest_value(history, "smoothness")
+    if found is None or not usable(found.value):
+        return None
+    return 2.0 * (1.0 + (now.momentum or 0.0)) / found.value
+
+
+def _guard(
+    factor: float, change: BatchChange, threshold: float | None, now: StepInfo, model: ModelInfo
+) -> str:
+    """How far a larger learning rate can be trusted to act like the smaller batch did."""
+    if factor <= 1:
+        return ""
+    if model.train_size and change.new > _LARGEST_SHARE_OF_DATA * model.train_size:
+        return (
+            f"; the batch is more than a tenth of the {model.train_size} training samples: the "
+            "ratio rule is not valid there, use warm-up or a smaller factor"
+        )
+    momentum = now.momentum or 0.0
+    if threshold is None or not 0 <= momentum < 1:
+        return "; the curvature is not measured: use warm-up"
+    product = factor * (now.lr or 0.0) * 2.0 * (1.0 + momentum) / threshold
+    shown = f"lr x L would be {number(product)}"
+    if product <= ratio_law_limit(momentum, _EXACT):
+        return f"; {shown}, where the ratio rule is exact to 10 %"
+    if product <= ratio_law_limit(momentum, _ROUGH):
+        return f"; {shown}: expect small deviations from the ratio rule"
+    return f"; {shown}: the ratio rule is not valid there, use warm-up or a smaller factor"
