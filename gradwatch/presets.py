@@ -3,21 +3,44 @@
 import os
 
 from gradwatch.adapters import load_adapter
-from gradwatch.bounds import AllFinite, ChainNormPreservation, NormPreservation, StableWidth
+from gradwatch.bounds import (
+    AllFinite,
+    ChainNormPreservation,
+    NoiseFloor,
+    NormPreservation,
+    RandomlyStoppedSgd,
+    RatioLaw,
+    StableWidth,
+)
 from gradwatch.errors import ConfigError, MissingExtraError
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import logger
 from gradwatch.monitors import (
     ActivationNorm,
+    DropoutNoise,
+    GradientNoise,
     GradientNorm,
+    InputStatistics,
     LossValue,
     LrBatchRatio,
     MicrobatchGradientNorm,
+    NoiseCurvature,
     NonFinite,
     ParameterNorm,
+    Smoothness,
+    Stationarity,
     UpdateRatio,
 )
-from gradwatch.rules import Initialisation, Numerics, Width
+from gradwatch.rules import (
+    BatchSize,
+    DataScale,
+    Dropout,
+    Initialisation,
+    LearningRate,
+    Numerics,
+    TrainingLength,
+    Width,
+)
 from gradwatch.sinks import JsonlSink
 
 
@@ -34,13 +57,35 @@ def essentials() -> list[Monitor]:
     return [LossValue(), GradientNorm(), LrBatchRatio()]
 
 
-def standard() -> list[Monitor]:
-    """The default monitors: `essentials`, parameters, updates, activations, non-finite values.
+def noise() -> list[Monitor]:
+    """The monitors of the gradient's noise and of what it does: on steps, dropout and inputs.
+
+    Those that run the model again do so within the budget of the watch.
 
     Returns:
-        A new list of new monitors.
+        A new list of new monitors, each before those that use its values.
     """
-    return [*essentials(), ParameterNorm(), UpdateRatio(), ActivationNorm(), NonFinite()]
+    return [GradientNoise(), Smoothness(), Stationarity(), DropoutNoise(), InputStatistics()]
+
+
+def standard() -> list[Monitor]:
+    """The default monitors.
+
+    Those of `essentials` and of `noise`, parameters, updates, activations, non-finite values.
+
+    Returns:
+        A new list of new monitors, each before those that use its values.
+    """
+    return [
+        LossValue(),
+        GradientNorm(),
+        *noise(),
+        LrBatchRatio(),
+        ParameterNorm(),
+        UpdateRatio(),
+        ActivationNorm(),
+        NonFinite(),
+    ]
 
 
 def full() -> list[Monitor]:
@@ -49,7 +94,7 @@ def full() -> list[Monitor]:
     Returns:
         A new list of new monitors.
     """
-    return [*standard(), MicrobatchGradientNorm()]
+    return [*standard(), NoiseCurvature(), MicrobatchGradientNorm()]
 
 
 def bounds() -> list[Bound]:
@@ -65,6 +110,9 @@ def bounds() -> list[Bound]:
         NormPreservation(),
         ChainNormPreservation(),
         StableWidth(),
+        RandomlyStoppedSgd(),
+        NoiseFloor(),
+        RatioLaw(),
     ]
 
 
@@ -74,7 +122,16 @@ def rules() -> list[Rule]:
     Returns:
         A new list of new rules.
     """
-    return [Numerics(), Initialisation(), Width()]
+    return [
+        Numerics(),
+        Initialisation(),
+        Width(),
+        LearningRate(),
+        BatchSize(),
+        TrainingLength(),
+        Dropout(),
+        DataScale(),
+    ]
 
 
 def files(logdir: str | os.PathLike[str] | None, tag_prefix: str = "gradwatch") -> list[Sink]:
