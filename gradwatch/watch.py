@@ -267,6 +267,24 @@ class Watch:
         if batch is not None:
             self._session.tell_batch(batch)
 
+    def weigh_microbatch(self, weight: float | Tensor | None) -> None:
+        """Says what a micro-batch weighs in the average that the step's gradient is.
+
+        For loops that do not weigh all micro-batches alike, such as by their number of tokens;
+        call it for each micro-batch of a sampled step, after its forward and before the next one.
+        Without it, all weigh the same. Costs nothing on steps that are not sampled.
+
+        Args:
+            weight: in any unit, the same for all micro-batches and ranks; a tensor is not read on
+                the host. None if it is not known, and is not the same for all.
+
+        Raises:
+            ClosedError: if the watch is closed.
+            ConfigError: if `weight` is neither one number from 0 up nor a tensor of one.
+        """
+        self._check_open("weigh_microbatch")
+        self._session.microbatches.weigh(weight)
+
     def forward_begins(self, batch_size: int | None = None) -> None:
         """Says that a training forward begins, where the loop does not call the model itself.
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gradwatch.capture.model.parameters import settings_of
+from gradwatch.capture.step.microbatch import MicrobatchNorms, independent_gradients
 from gradwatch.capture.step_tensors import StepTensors
-from gradwatch.capture.view import NamedValues, StepView
+from gradwatch.capture.view import AdamMoments, NamedValues, StepView
 from gradwatch.records import StepInfo
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def collect(session: "Session") -> StepTensors:
     if layers is not None:
         session.info = layers.link(session.info)
     changes = gradients.changes
-    microbatches = session.microbatches.take()
+    microbatches = session.microbatches.take(session.gate.passes)
+    raw = gradients.raw()
+    weights = _weights(session, microbatches, raw)
     norms = None if layers is None else layers.take_norms()
     log_gains = None if layers is None else layers.take_log_gains()
     samples, loss = session.gate.samples, told.best_loss(session.gate.losses)
@@ -115,7 +118,7 @@ def collect(session: "Session") -> StepTensors:
         norms, log_gains, samples, loss = NO_VALUES, None, 0, told.loss
     return StepTensors(
         used=gradients.used(),
-        raw=gradients.raw(),
+        raw=raw,
         updates=_joined([change.norms for change in changes]),
         unmoved=_joined([change.unmoved for change in changes]),
         pushed=_joined([change.pushed for change in changes]),
@@ -126,6 +129,11 @@ def collect(session: "Session") -> StepTensors:
         loss=loss,
         microbatch_squares=None if microbatches is None else microbatches.squares.sum(),
         microbatches=None if microbatches is None else len(microbatches.forwards),
+        weights=None if weights is None else weights.sum(),
+        weight_squares=None if weights is None else weights.square().sum(),
+        first_squares=None if gradients.moments is None else gradients.moments.first_squares,
+        seconds=None if gradients.moments is None else gradients.moments.seconds,
+        shrink=None if gradients.moments is None else gradients.moments.shrink,
         samples=told.batch_size or samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
@@ -164,6 +172,7 @@ def make_sample(session: "Session", tensors: StepTensors) -> Sample:
 def _view(session: "Session", tensors: StepTensors) -> StepView:
     lrs = [group["lr"] for group in session.optimizers[0].param_groups if "lr" in group]
     used, raw = tensors.used, tensors.raw
+    independent, not_independent = independent_gradients(session, tensors)
     return StepView(
         step=session.step,
         model=session.info,
@@ -183,6 +192,9 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         microbatch_mean_square=_mean(tensors.microbatch_squares, tensors.microbatches),
         microbatches=tensors.microbatches,
         microbatches_unavailable=session.microbatches.unavailable,
+        independent_gradients=independent,
+        independent_gradients_unavailable=not_independent,
+        adam_moments=_adam_moments(tensors),
         probed=tensors.probed,
         without_gradient=session.gradients.without_gradient,
         notes=[
@@ -191,6 +203,23 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
             *(session.probes.notes if session.probes is not None else ()),
         ],
     )
+
+
+def _weights(
+    session: "Session", microbatches: MicrobatchNorms | None, raw: NamedValues | None
+) -> Tensor | None:
+    """Those of the micro-batches, if the whole gradient that they make up is known as well."""
+    tap = session.microbatches
+    if microbatches is None or not tap.wants_parts or (raw is None and not tap.untouched):
+        return None
+    return microbatches.weights
+
+
+def _adam_moments(tensors: StepTensors) -> AdamMoments | None:
+    first, second, shrink = tensors.first_squares, tensors.seconds, tensors.shrink
+    if first is None or second is None or shrink is None:
+        return None
+    return AdamMoments(first.values.sum(), second.values.sum(), shrink)
 
 
 def _joined(parts: Sequence[NamedValues]) -> NamedValues | None:

@@ -25,6 +25,7 @@ from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.ranks.exchange import Exchange
 from gradwatch.capture.ranks.ranks import Ranks
 from gradwatch.capture.sample import Sample, collect, make_sample
+from gradwatch.capture.step.adam import FEWEST_STEPS
 from gradwatch.capture.step.backward import BackwardObserver
 from gradwatch.capture.step.clipping import ClippingRecord
 from gradwatch.capture.step.clipping_tap import ClippingTap
@@ -122,10 +123,11 @@ class Session:
         wanted = "activations" in needs and self.activations_unavailable is None
         self.layers = LayerCapture(inner, self.gate, isolation) if wanted else None
         self.microbatches = MicrobatchTap(
-            "microbatches" in needs,
+            needs,
             model,
             self.table.everything,
             isolation,
+            ranks,
             sees_forwards=root is not None,
         )
         self._clipping_tap = ClippingTap(
@@ -140,6 +142,7 @@ class Session:
         self._loss_tap = BackwardObserver(self._note_loss) if track_loss else None
         self._taps = [OptimizerTap(optimizer, self) for optimizer in self.optimizers]
         self.wants_parameters = "parameters" in needs
+        self._wants_moments = "adam_moments" in needs and len(self.optimizers) == 1
         self.parts = (*OF_ALL_RANKS, *parts, *(self.probes.names if self.probes else ()))
         names = [layer.name for layer in self.info.layers]
         self.exchange = Exchange(ranks, self.table.all_known, names, self.parts, isolation)
@@ -150,6 +153,20 @@ class Session:
     def sampling(self) -> bool:
         """Whether the step that is under way is sampled."""
         return self.gate.sampling
+
+    @property
+    def _reads_moments(self) -> bool:
+        # A mean over fewer steps is no mean.
+        return self._wants_moments and self.step >= FEWEST_STEPS
+
+    @property
+    def independent_expected(self) -> int:
+        """Independent gradients that the one of the step under way is averaged from.
+
+        Over micro-batches and ranks, 1 if they are not measured; exact once the gradients of the
+        step are there, before that what the steps so far let expect.
+        """
+        return self.microbatches.parts
 
     def start_at(self, step: int) -> None:
         """Continues the count of an earlier run.
@@ -277,7 +294,7 @@ class Session:
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
             if self.probes is not None and not self._stepped:
-                self._isolation.run(CAPTURE, self.probes.run, self._probe_view(optimizer))
+                self._isolation.run(CAPTURE, self._run_probes, self.probes, optimizer)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The step of one optimizer is over."""
@@ -308,6 +325,7 @@ class Session:
         self._scheduled = on and self.step % self._every == 0
         wanted = self._scheduled and CAPTURE not in self._isolation.failures
         if wanted or self.gate.sampling:
+            self.microbatches.forwards_seen(self.gate.passes, self.step)
             self._forget_inputs()
             self.gradients.reset()
         self.gate.sampling = wanted
@@ -328,13 +346,14 @@ class Session:
         if self.probes is not None:
             self.probes.called(args, kwargs)
 
-    def _probe_view(self, optimizer: Optimizer) -> ProbeView:
+    def _run_probes(self, probes: Probes, optimizer: Optimizer) -> None:
         lrs = [group["lr"] for group in optimizer.param_groups if "lr" in group]
-        return ProbeView(
+        view = ProbeView(
             model=self.info,
             lr=lrs[0] if lrs else None,
             optimized=frozenset(self.table.everything()),
         )
+        probes.run(view, returned_loss=bool(self.gate.losses))
 
     def _hand_over(self) -> None:
         tensors = self._isolation.run(CAPTURE, self._collect) if self.sampling else None
@@ -356,7 +375,13 @@ class Session:
 
     @torch.no_grad()
     def _read_gradients(self, optimizer: Optimizer, loss: Tensor | None) -> None:
-        self.gradients.ready(optimizer, self.table.of(optimizer))
+        parameters = self.table.of(optimizer)
+        self.gradients.ready(optimizer, parameters)
+        if self.microbatches.wants_parts:
+            raw_known = self.gradients.raw() is not None
+            self.microbatches.gradients_ready(parameters, raw_known=raw_known)
+        if self._reads_moments and self.independent_expected == 1:
+            self.gradients.read_moments(optimizer, parameters)
         if loss is not None:
             self.told.closure_loss = loss.detach().clone()
 

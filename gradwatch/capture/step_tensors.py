@@ -25,6 +25,13 @@ class StepTensors:
         loss: training loss [L], or None.
         microbatch_squares: sum over micro-batches of the squared norm of their gradients [L²/P²].
         microbatches: their number, or None where they were not seen.
+        weights: sum of their weights in the average that the gradient of the step is, or None
+            where that is not known to be their average.
+        weight_squares: sum of the squares of the weights, likewise.
+        first_squares: squared norm of each parameter's mean gradient in an Adam's state, or None
+            [L²/P²].
+        seconds: sum over its entries of the second moments there, likewise [L²/P²].
+        shrink: variance of the mean gradients over that of one gradient, likewise.
         samples: samples of the step, or None where they were not seen.
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
@@ -43,6 +50,11 @@ class StepTensors:
     loss: Tensor | None = None
     microbatch_squares: Tensor | None = None
     microbatches: int | Tensor | None = None
+    weights: Tensor | None = None
+    weight_squares: Tensor | None = None
+    first_squares: NamedValues | None = None
+    seconds: NamedValues | None = None
+    shrink: Tensor | None = None
     samples: int | Tensor | None = None
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None

@@ -72,7 +72,7 @@ class LrBatchRatio(Monitor):
             self._variances.add(variance.value)
         if step.optimizer == "SGD" and step.lrs:
             yield from _effective(step)
-            yield from self._temperature(step, getattr(model, "parameter_count", None))
+            yield from self._temperature(step, model.parameter_count)
             yield from self._lr_curvature(step, model)
 
     @override
@@ -87,7 +87,7 @@ class LrBatchRatio(Monitor):
         self._smoothness.load_state_dict(state["smoothness"])
         self._variances.load_state_dict(state["variances"])
 
-    def _temperature(self, step: StepInfo, parameters: int | None) -> Iterator[Measurement]:
+    def _temperature(self, step: StepInfo, parameters: int) -> Iterator[Measurement]:
         if not parameters or not step.batch_size or len(self._variances) < FEWEST:
             return
         mean = self._variances.mean()

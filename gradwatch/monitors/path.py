@@ -129,6 +129,27 @@ def changes(values: Sequence[float]) -> float:
     return float(sum(one != two for one, two in pairwise(known)))
 
 
+def lasting_changes(values: Sequence[float]) -> float:
+    """How often a setting changed for longer than one reading.
+
+    The last batch of an epoch may be smaller than the others, which is no change of the batch size.
+
+    Args:
+        values: of the setting, NaN where unknown.
+
+    Returns:
+        The number of changes; the first and the newest reading are not known to last.
+
+    Example:
+        >>> lasting_changes([32, 32, 17, 32, 32, 64, 64, 64])
+        1.0
+    """
+    known = [value for value in values if not math.isnan(value)]
+    inner = zip(known, known[1:], known[2:], strict=False)
+    lasting = [here for before, here, after in inner if here in {before, after}]
+    return changes(lasting)
+
+
 def share_above(values: Sequence[float], limit: float) -> float:
     """Share of the known values that reach a limit.
 

@@ -1,6 +1,7 @@
 """How fast the gradient changes along a step."""
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,7 +19,9 @@ from gradwatch.numerics.running import reading_of
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
 
 UNIT: Final = "L/P²"
-SECANTS: Final = "running maximum of secants"
+KEPT: Final = 20
+"""Older secants are of a curvature that the path has left."""
+SECANTS: Final = f"largest of the newest {KEPT} secants"
 SHARPNESS: Final = "largest eigenvalue of the Hessian"
 
 
@@ -27,8 +30,9 @@ class Smoothness(Monitor):
 
     `smoothness_secant = ||g(w - lr g) - g(w)|| / ||lr g||`, both gradients of the same batch
     with the same dropout masks. It is the mean curvature along the step and mostly below the
-    largest eigenvalue of the Hessian (0.76 times it on average in one experiment), so
-    `smoothness` is the largest secant so far.
+    largest eigenvalue of the Hessian of the batch (0.76 times it on average in one experiment), so
+    `smoothness` is a running maximum, of the newest 20 secants. Batches of few samples curve more
+    than the whole data, so that it may also be several times too large.
 
     It runs on the fixed probe batch where there is one. Parameters in half precision are left
     out: their rounding is larger than the change of the gradient.
@@ -39,7 +43,7 @@ class Smoothness(Monitor):
     probe_cost = 2.0
 
     def __init__(self) -> None:
-        self._largest = -math.inf
+        self._newest: deque[float] = deque(maxlen=KEPT)
 
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
@@ -74,40 +78,36 @@ class Smoothness(Monitor):
         secant = reading_of(measurements, "smoothness_secant")
         if secant is None or step.skipped:
             return
-        self._largest = max(self._largest, secant.value)
+        self._newest.append(secant.value)
         yield Measurement(
             metric="smoothness",
             scope=MODEL,
             step=step.step,
-            value=self._largest,
+            value=max(self._newest),
             unit=UNIT,
             source=SECANTS,
         )
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"largest": self._largest}
+        return {"newest": list(self._newest)}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._largest = float(state["largest"])
+        self._newest = deque(map(float, state["newest"]), maxlen=KEPT)
 
 
 class KnownSmoothness:
-    """The newest smoothness that is known: the sharpness if it is measured, else a secant.
-
-    Whether the monitor that measures them stands before or behind the one that asks makes no
-    difference: a secant is known in either case.
-    """
+    """The newest smoothness that is known: the sharpness if it is measured, else the secants'."""
 
     def __init__(self) -> None:
         self._sharpness = math.nan
-        self._secant = math.nan
+        self._secants = math.nan
 
     @property
     def value(self) -> float:
         """The largest eigenvalue of the Hessian or the largest secant [L/P²]; NaN if unknown."""
-        return self._secant if self.is_secant else self._sharpness
+        return self._secants if self.is_secant else self._sharpness
 
     @property
     def is_secant(self) -> bool:
@@ -126,17 +126,13 @@ class KnownSmoothness:
             measurements: of the step.
         """
         sharpness = reading_of(measurements, "sharpness")
-        if sharpness is not None:
-            self._sharpness = sharpness.value
-        for metric in ("smoothness", "smoothness_secant"):
-            found = reading_of(measurements, metric)
-            if found is not None:
-                # An unknown one first: a comparison with NaN is false.
-                self._secant = max(found.value, self._secant)
+        secants = reading_of(measurements, "smoothness")
+        self._sharpness = self._sharpness if sharpness is None else sharpness.value
+        self._secants = self._secants if secants is None else secants.value
 
     def state_dict(self) -> dict[str, Any]:
         """Both values."""
-        return {"sharpness": self._sharpness, "secant": self._secant}
+        return {"sharpness": self._sharpness, "secants": self._secants}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` returned.
@@ -144,5 +140,5 @@ class KnownSmoothness:
         Args:
             state: both values.
         """
-        sharpness, secant = float(state["sharpness"]), float(state["secant"])
-        self._sharpness, self._secant = sharpness, secant
+        sharpness, secants = float(state["sharpness"]), float(state["secants"])
+        self._sharpness, self._secants = sharpness, secants

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any, Final
 
 from typing_extensions import override
@@ -11,7 +12,15 @@ from gradwatch.capture.view import StepView
 from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Monitor
 from gradwatch.monitors.gradient_noise import ADAM, SQUARE_UNIT, share_of
-from gradwatch.monitors.path import BEYOND, Path, PathReading, changes, loss_trend, share_above
+from gradwatch.monitors.path import (
+    BEYOND,
+    Path,
+    PathReading,
+    changes,
+    lasting_changes,
+    loss_trend,
+    share_above,
+)
 from gradwatch.monitors.smoothness import KnownSmoothness
 from gradwatch.numerics.reading import Reading
 from gradwatch.numerics.running import BLOCKS, Estimate, mean_of, reading_of
@@ -202,7 +211,7 @@ class Stationarity(Monitor):
             "step_term": split.step_term,
             "noise_term": split.noise_term,
             "lr_changes": changes(self._column("step_size")),
-            "batch_changes": changes(self._column("batch_size")),
+            "batch_changes": lasting_changes(self._column("batch_size")),
             "loss_scale_changes": changes(self._column("loss_scale")),
             "edge_share": share_above(self._column("edge"), EDGE),
             "lowest_loss": self.lowest_loss,
@@ -213,7 +222,7 @@ class Stationarity(Monitor):
             "smoothness": self._smoothness.value,
             "smoothness_is_secant": float(self._smoothness.is_secant),
             "step_size": row.step_size,
-            "batch_size": row.batch_size,
+            "batch_size": _median(self._column("batch_size")),
             "variance": variance.value,
             "variance_error": variance.standard_error,
             "groups_differ": float(len(set(step.lrs)) > 1),
@@ -261,6 +270,11 @@ def _step_size(step: StepInfo) -> float:
 
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
+
+
+def _median(values: Sequence[float]) -> float:
+    finite = _finite(values)
+    return median(finite) if finite else math.nan
 
 
 def _known(value: float | None) -> float:

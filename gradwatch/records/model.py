@@ -82,6 +82,7 @@ class ModelInfo:
         not_optimized: trainable parameters that no watched optimizer holds.
         untouched_optimizer: the optimizer had no state when the watch began, so the first
             step seen is the first of the training.
+        parameter_count: number of entries of all watched parameters.
         train_size: number of training samples, if the user said so.
         planned_steps: planned number of optimizer steps, if the user said so.
     """
@@ -96,6 +97,7 @@ class ModelInfo:
     frozen: tuple[str, ...] = ()
     not_optimized: tuple[str, ...] = ()
     untouched_optimizer: bool = True
+    parameter_count: int = 0
     train_size: int | None = None
     planned_steps: int | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradwatch.records.advice import Recommendation
-from gradwatch.records.judgement import MODEL, Verdict
+from gradwatch.records.judgement import MODEL, Interval, Verdict
 from gradwatch.table import number, text_table
 
 if TYPE_CHECKING:
@@ -76,9 +76,29 @@ def _row(group: Sequence[Verdict]) -> list[str]:
         f"{item.scope}{others}",
         str(item.step),
         number(item.value),
-        f"{number(interval.lower)} to {number(interval.upper)}",
+        interval_text(interval),
         worst.because,
     ]
+
+
+def interval_text(interval: Interval) -> str:
+    """The interval as people read it.
+
+    Args:
+        interval: what is allowed.
+
+    Returns:
+        Both edges, or the only one.
+
+    Example:
+        >>> interval_text(Interval(upper=0.5)), interval_text(Interval(lower=0.0, upper=2.0))
+        ('at most 0.5', '0 to 2')
+    """
+    if math.isinf(interval.lower) and math.isfinite(interval.upper):
+        return f"at most {number(interval.upper)}"
+    if math.isinf(interval.upper) and math.isfinite(interval.lower):
+        return f"at least {number(interval.lower)}"
+    return f"{number(interval.lower)} to {number(interval.upper)}"
 
 
 def _distance(verdict: Verdict) -> float:

@@ -41,18 +41,19 @@ def test_ten_percent_of_excess_variance_are_allowed(momentum: float, limit: floa
     assert found.interval.upper == pytest.approx(limit, rel=1e-12)
     assert found.interval.kind == "law"
     assert decided(limit * 0.999, momentum=momentum).status == "holds"
-    assert decided(limit * 1.001, momentum=momentum).status == "violated"
+    beyond = decided(limit * 1.001, momentum=momentum)
+    assert beyond.status == "undecided"  # nothing is wrong with the run
+    assert beyond.because.startswith("the law does not apply")
 
 
-def test_a_secant_underestimates_so_inside_says_nothing() -> None:
-    inside = decided(0.1, is_secant=1.0)
+@pytest.mark.parametrize("is_secant", [1.0, math.nan])
+def test_a_secant_underestimates_so_inside_says_nothing(is_secant: float) -> None:
+    inside, outside = decided(0.1, is_secant=is_secant), decided(0.3, is_secant=is_secant)
     assert (inside.status, inside.because) == (
         "undecided",
         "the secant underestimates the curvature",
     )
-    assert decided(0.1, is_secant=math.nan).status == "undecided"
-    assert decided(0.3, is_secant=1.0).status == "violated"
-    assert decided(0.3, is_secant=1.0, error=0.1).status == "undecided"
+    assert outside.because.startswith("the law does not apply")
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "RMSprop", ""])
@@ -78,10 +79,10 @@ def test_is_undecided_for(settings: dict[str, object], words: str) -> None:
 
 
 def test_a_batch_below_half_of_the_data_is_decided() -> None:
-    assert decided(0.5, train_size=17).status == "violated"
+    assert decided(0.1, train_size=17).status == "holds"
 
 
 @given(st.floats(allow_nan=True), st.floats(allow_nan=True), st.floats(allow_nan=True))
 def test_no_number_breaks_it(value: float, momentum: float, is_secant: float) -> None:
     found = judge(value, momentum=momentum, is_secant=is_secant)
-    assert found is None or found.status in {"holds", "violated", "undecided"}
+    assert found is None or found.status in {"holds", "undecided"}

@@ -69,7 +69,7 @@ def test_without_the_number_of_parameters_there_is_no_temperature(
 
 
 def test_lr_times_curvature(step: Step, measured: Measured) -> None:
-    values = measured(smoothness_secant=3.0)
+    values = measured(smoothness=3.0)
     found = derived(step, values, lrs=(0.1, 0.2), momentum=0.9)["lr_curvature"]
     assert found.value == pytest.approx(0.6)
     assert found.source == SECANTS
@@ -79,7 +79,7 @@ def test_lr_times_curvature(step: Step, measured: Measured) -> None:
 
 def test_the_sharpness_is_preferred_and_kept(step: Step, measured: Measured) -> None:
     monitor = LrBatchRatio()
-    list(monitor.derive(step(0), measured(smoothness_secant=3.0, sharpness=4.0), ModelInfo()))
+    list(monitor.derive(step(0), measured(smoothness=3.0, sharpness=4.0), ModelInfo()))
     found = {item.metric: item for item in monitor.derive(step(1), [], ModelInfo())}
     assert found["lr_curvature"].value == pytest.approx(0.4)
     assert found["lr_curvature"].inputs["is_secant"] == 0.0
@@ -100,8 +100,8 @@ def test_an_unknown_batch_leaves_the_curvature(step: Step, measured: Measured) -
 
 
 def test_no_values_make_it_raise(survives: Check) -> None:
-    survives(LrBatchRatio, ("gradient_variance", "smoothness", "smoothness_secant", "sharpness"))
+    survives(LrBatchRatio, ("gradient_variance", "smoothness", "sharpness"))
 
 
 def test_it_resumes(resumes: Check) -> None:
-    resumes(LrBatchRatio, ("gradient_variance", "smoothness_secant"))
+    resumes(LrBatchRatio, ("gradient_variance", "smoothness"))

@@ -109,7 +109,7 @@ def test_what_was_probed_is_read() -> None:
     assert list(Smoothness().read(given)) == []
 
 
-def test_smoothness_is_the_largest_secant_so_far(step: Step, measured: Measured) -> None:
+def test_smoothness_is_the_largest_of_the_newest_secants(step: Step, measured: Measured) -> None:
     monitor = Smoothness()
     found = [
         (item.value, item.source)
@@ -117,6 +117,12 @@ def test_smoothness_is_the_largest_secant_so_far(step: Step, measured: Measured)
         for item in monitor.derive(step(number), measured(smoothness_secant=value), ModelInfo())
     ]
     assert found == [(2.0, SECANTS), (5.0, SECANTS), (5.0, SECANTS)]
+    later = [
+        item.value
+        for number in range(4, 25)
+        for item in monitor.derive(step(number), measured(smoothness_secant=1.0), ModelInfo())
+    ]
+    assert later == [5.0] * 18 + [3.0] + [1.0] * 2  # 20 are kept
     assert list(monitor.derive(step(9), [], ModelInfo())) == []
 
 
@@ -128,9 +134,8 @@ def test_a_skipped_step_says_nothing(step: Step, measured: Measured) -> None:
 def test_sharpness_is_preferred_to_secants(measured: Measured) -> None:
     known = KnownSmoothness()
     assert math.isnan(known.value)
-    known.learn(measured(smoothness_secant=2.0))
     known.learn(measured(smoothness=5.0, smoothness_secant=3.0))
-    known.learn(measured(smoothness_secant=1.0))
+    known.learn(measured(smoothness_secant=7.0))
     assert (known.value, known.is_secant, known.source) == (5.0, True, SECANTS)
     known.learn(measured(sharpness=4.0))
     known.learn(measured(sharpness=3.0, smoothness_secant=6.0))

@@ -40,7 +40,8 @@ def describe_model(model: nn.Module, optimized: Iterable[Tensor], **facts: Any) 
     Returns:
         The facts; what only a forward pass shows is still missing.
     """
-    held = {id(parameter) for parameter in optimized}
+    parameters = list(optimized)
+    held = {id(parameter) for parameter in parameters}
     modules = list(named_modules(model))
     named = [(canonical(name), parameter) for name, parameter in model.named_parameters()]
     return ModelInfo(
@@ -57,6 +58,7 @@ def describe_model(model: nn.Module, optimized: Iterable[Tensor], **facts: Any) 
         not_optimized=tuple(
             name for name, item in named if item.requires_grad and id(item) not in held
         ),
+        parameter_count=sum(parameter.numel() for parameter in parameters),
         **facts,
     )
 

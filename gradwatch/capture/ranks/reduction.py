@@ -19,14 +19,15 @@ from gradwatch.capture.view import NamedValues
 from gradwatch.isolation import Isolation
 
 _NORMS: Final = ("used", "raw", "updates", "parameters")
-_COUNTS: Final = ("unmoved", "pushed")
+_COUNTS: Final = ("unmoved", "pushed", "first_squares", "seconds")
 _MEANS: Final = ("activations", "log_gains")
-_SUMS: Final = ("found_inf", "microbatch_squares", "microbatches")
+_SUMS: Final = ("found_inf", "microbatch_squares", "microbatches", "weights", "weight_squares")
 _NUMBERS: Final = ("loss", "samples", *_SUMS)
-_COUNTED: Final = ("loss", "samples", "raw", "microbatches")
+_COUNTED: Final = ("loss", "samples", "raw", "microbatches", "weights")
 INCOMPLETE: Final[Mapping[str, tuple[str, ...]]] = {
-    "raw": ("gradient_norm", "clip_coefficient"),
+    "raw": ("gradient_norm", "clip_coefficient", "gradient_square", "gradient_variance"),
     "microbatches": ("microbatch_gradient_norm", "microbatches"),
+    "weights": ("gradient_square", "gradient_variance"),
 }
 """What needs all ranks, and the metrics that are made of it."""
 
@@ -160,6 +161,7 @@ class Reduction:
             loss=None if local.loss is None else (sums["loss"] / sums[_number_of("loss")])[0],
             samples=None if local.samples is None else self._samples(sums),
             loss_scale=local.loss_scale,
+            shrink=local.shrink,
             **found,
         )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradwatch.capture.step.adam import StateMoments, state_moments
 from gradwatch.capture.step.clipping import BETWEEN, ClippingRecord
 from gradwatch.capture.step.optimizer import scaler_state
 from gradwatch.capture.step.update import Change, UpdateCapture
@@ -25,6 +26,7 @@ class GradientCapture:
         changes: what each optimizer changed.
         loss_scale: the scale that a fused optimizer took out itself, or None.
         found_inf: above 0 if the loss scaler skipped the step, or None.
+        moments: what the state of an Adam told, or None.
     """
 
     def __init__(self, clipping: ClippingRecord, updates: bool) -> None:
@@ -44,6 +46,7 @@ class GradientCapture:
         self._parameters: dict[str, Tensor] = {}
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
+        self.moments: StateMoments | None = None
 
     def release(self) -> None:
         """Forgets, and lets go of all parameters."""
@@ -94,6 +97,15 @@ class GradientCapture:
         ]
         if self._measures_updates and with_gradient:
             self._updates.setdefault(id(optimizer), UpdateCapture()).before(with_gradient)
+
+    def read_moments(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
+        """Reads what an Adam remembers, before it takes in the gradients of this step.
+
+        Args:
+            optimizer: about to step.
+            parameters: all that it holds, by name.
+        """
+        self.moments = state_moments(optimizer, parameters)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Compares the parameters with what they were before the step."""

@@ -1,6 +1,7 @@
 """Micro-batch gradient norms of the sampled steps of one training."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from gradwatch.capture.part import MICROBATCHES
 from gradwatch.capture.step.microbatch.leaf import LeafTap
 from gradwatch.capture.step.microbatch.record import MicrobatchNorms, MicrobatchRecord
 from gradwatch.capture.step.microbatch.reduce_scatter import TENSOR_PARALLEL, ReduceScatterTaps
+from gradwatch.capture.step.microbatch.weight import Weight
 from gradwatch.isolation import Isolation
 from gradwatch.numerics.sharding import is_sharded
 
@@ -89,6 +91,24 @@ class MicrobatchCapture:
         """The forward that just began raised: there will be no backward of it."""
         self._record.abandon()
 
+    def weigh(self, weight: Weight) -> None:
+        """Takes the weight of the micro-batch whose forward was the last."""
+        if self._record.active:
+            self._record.weigh(weight)
+
+    @property
+    def count(self) -> int:
+        """Micro-batches of the step under way so far, 0 if they cannot be measured."""
+        return self._record.count
+
+    def untouched(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether the gradients are what the last backward left.
+
+        Args:
+            parameters: of an optimizer that is about to step.
+        """
+        return self._record.active and self._leaf.untouched(parameters)
+
     def optimizer_stepped(self) -> None:
         """One of the step's optimizers has stepped."""
         self._stepped = True
@@ -108,7 +128,7 @@ class MicrobatchCapture:
             self._sharded.check_complete()
         norms = self._record.norms()
         self.end_step()
-        return norms
+        return norms if self._sharded.averages else replace(norms, weights=None)
 
     def end_step(self) -> None:
         """Ends the step, taken or not; no hook is left on the parameters."""

@@ -77,6 +77,20 @@ class LeafTap:
                 self._record.spoil(UNSEEN.format(name=name))
                 return
 
+    def untouched(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether nothing has changed the gradients since the last backward accumulated them.
+
+        A change through `.data`, which hides from autograd, hides from this as well. Between
+        processes gradients are reduced after the backward, so that there the answer is no.
+
+        Args:
+            parameters: by name, with their gradients.
+        """
+        return not _several_processes() and all(
+            item.grad is None or self._left.get(name) == _version(item.grad)
+            for name, item in parameters.items()
+        )
+
     def _arrives(self, name: str, gradient: Tensor) -> None:
         if self._record.active:
             self._isolation.run(MICROBATCHES, self._measure, name, gradient)

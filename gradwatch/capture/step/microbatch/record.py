@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from gradwatch.capture.step.microbatch.weight import Weight, known_weights
 from gradwatch.numerics.norms import total_norm
 
 MOST: Final = 4096
@@ -34,11 +35,14 @@ class MicrobatchNorms:
             first gradient [L²/P²].
         forwards: how many training forwards each of the k covers: more than 1 where several lead
             to one backward, or where FSDP2 does not reduce after each.
+        weights: (k,) float32, of each in the average that the step's gradient is, 1 each if nobody
+            told other ones; None if only some were told, or the ranks are not averaged.
         unavailable: why `squares` is empty, or None.
     """
 
     squares: Tensor
     forwards: tuple[int, ...] = ()
+    weights: Tensor | None = None
     unavailable: str | None = None
 
 
@@ -46,6 +50,7 @@ class MicrobatchNorms:
 class _Microbatch:
     forwards: int = 0
     parts: dict[str, Tensor] = field(default_factory=dict)
+    weights: list[Weight] = field(default_factory=list)
     continued: set[bool] = field(default_factory=set)
 
 
@@ -65,6 +70,7 @@ class MicrobatchRecord:
         self._current = _Microbatch()
         self._squares: list[Tensor] = []
         self._forwards: list[int] = []
+        self._weights: list[list[Weight]] = []
         self._known: set[str] = set()
 
     def start(self) -> None:
@@ -96,6 +102,24 @@ class MicrobatchRecord:
         """The forward that just began raised."""
         self._current.forwards = max(0, self._current.forwards - 1)
 
+    def weigh(self, weight: Weight) -> None:
+        """Takes the weight of the micro-batch whose forward was the last.
+
+        Args:
+            weight: in any unit; None if it is not known.
+        """
+        kept = weight.detach().clone() if isinstance(weight, Tensor) else weight
+        self._current.weights.append(kept)
+
+    @property
+    def count(self) -> int:
+        """The micro-batches since `start` whose gradients are in what was accumulated."""
+        if not self.active:
+            return 0
+        if self._current.parts and self._current.continued == {False}:
+            return 1
+        return len(self._squares) + bool(self._current.parts)
+
     def add(self, part: str, norm: Tensor, *, continued: bool) -> None:
         """Takes a part of the gradient of the micro-batch under way.
 
@@ -120,7 +144,8 @@ class MicrobatchRecord:
             return MicrobatchNorms(torch.zeros(0), unavailable=self._reason)
         device = self._squares[0].device
         squares = torch.stack([item.to(device) for item in self._squares])
-        return MicrobatchNorms(squares, tuple(self._forwards))
+        weights = known_weights(self._weights, device)
+        return MicrobatchNorms(squares, tuple(self._forwards), weights)
 
     def _finish_current(self) -> None:
         finished = self._current
@@ -137,6 +162,7 @@ class MicrobatchRecord:
         self._current = _Microbatch()
         self._known.update(finished.parts)
         self._forwards.append(finished.forwards)
+        self._weights.append(finished.weights)
         self._squares.append(_squared_norm(list(finished.parts.values())))
 
 

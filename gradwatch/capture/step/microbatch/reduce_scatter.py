@@ -86,6 +86,11 @@ class ReduceScatterTap:
             taps[taps.index(self) + 1]._inner = self._inner
 
     @property
+    def group(self) -> Any:
+        """FSDP2's own record of the group."""
+        return self._group
+
+    @property
     def in_place(self) -> bool:
         """Whether the group still calls this tap."""
         return self in self._chain()
@@ -135,6 +140,12 @@ class ReduceScatterTaps:
                 ReduceScatterTap(module, group, f"group {number}", record, isolation)
                 for number, (module, group) in enumerate(places)
             ]
+
+    @property
+    def averages(self) -> bool:
+        """Whether the gradients of the ranks are averaged; the user may set another divisor."""
+        factors = (getattr(tap.group, "gradient_divide_factor", None) for tap in self._taps)
+        return all(factor is None for factor in factors)
 
     def manages(self, parameter: Tensor) -> bool:
         """Whether FSDP2 shards a parameter."""
