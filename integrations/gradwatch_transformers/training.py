@@ -18,6 +18,7 @@ from gradwatch.options import Options
 from gradwatch_transformers.engine import EngineOptimizer, is_deepspeed, visible
 from gradwatch_transformers.loss import BackwardLoss, OutputLoss, StepLoss
 from gradwatch_transformers.objective import ReturnedLoss
+from gradwatch_transformers.token_weights import TokenWeights
 from gradwatch_transformers.values import NewestValues
 
 STATE_VERSION: Final = 1
@@ -66,6 +67,7 @@ class Training:
             track_clipping=self._engine is None and not isinstance(model, FullyShardedDataParallel),
         )
         self._loss = self._loss_source(arguments, model)
+        self._weights = TokenWeights(model, self.watch) if self._engine is None else None
 
     def step_begins(self, epoch: float | None) -> None:
         """The first micro-batch of an optimizer step is next.
@@ -115,6 +117,8 @@ class Training:
     def close(self) -> None:
         """Takes every hook off; may be called again."""
         self._loss.remove()
+        if self._weights is not None:
+            self._weights.remove()
         self.watch.close()
 
     def _loss_source(self, arguments: TrainingArguments, model: nn.Module) -> StepLoss:

@@ -1,5 +1,6 @@
 """What the ranks send one another, with ranks that are made up."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradwatch.capture.ranks.reduction import Reduction
+from gradwatch.capture.ranks.reduction import INCOMPLETE, Reduction
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import NamedValues
 from gradwatch.isolation import Isolation
@@ -58,6 +59,11 @@ def step(names: tuple[str, ...] = ("a", "b")) -> StepTensors:
         found_inf=torch.tensor(0.0),
         microbatch_squares=torch.tensor(4.0),
         microbatches=2,
+        weights=torch.tensor(3.0),
+        weight_squares=torch.tensor(5.0),
+        first_squares=values,
+        seconds=values,
+        shrink=torch.tensor(0.1),
     )
 
 
@@ -70,7 +76,38 @@ def test_halves_make_a_whole() -> None:
     assert whole.activations is not None
     assert whole.activations.values.tolist() == pytest.approx([2.0])
     assert (float(whole.loss or 0), float(whole.samples or 0)) == (0.5, 16.0)
-    assert flags.tolist() == [0.0] * 4
+    assert flags.tolist() == [0.0] * 5
+
+
+def test_what_the_gradients_are_made_of_adds_up() -> None:
+    whole, _ = reduction()[0].combine(step(), Isolation("raise"))
+    assert whole is not None
+    numbers = (whole.microbatch_squares, whole.microbatches, whole.weights, whole.weight_squares)
+    assert [float(number or 0) for number in numbers] == [8.0, 4.0, 6.0, 10.0]
+    assert whole.first_squares is not None
+    assert whole.seconds is not None
+    assert whole.first_squares.values.tolist() == [6.0, 6.0]
+    assert whole.seconds.values.tolist() == [6.0, 6.0]
+    assert float(whole.shrink or 0) == pytest.approx(0.1)
+
+
+class OneKnows(Twins):
+    """The other rank knows nothing but its gradients."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_that_one_rank_alone_knows_are_worthless(known: bool) -> None:
+    ranks: Any = OneKnows()
+    parameters = {"a": torch.ones(2), "b": torch.ones(3)}
+    exchange = Reduction(ranks, parameters, ["first", "last"], ["capture"])
+    local = step() if known else replace(step(), weights=None, weight_squares=None)
+    _, flags = exchange.combine(local, Isolation("raise"))
+    worthless = dict(zip(INCOMPLETE, flags[-len(INCOMPLETE) :].tolist(), strict=True))
+    assert (worthless["weights"] > 0) == known
+    assert "gradient_variance" in INCOMPLETE["weights"]
 
 
 def test_nothing_is_read_on_the_host() -> None:
