@@ -1,4 +1,4 @@
-"""Each of the four extension points, written by a user and used together in one training.
+"""Each of the four extension points, and a probe, written by a user and used in one training.
 
 python examples/extend.py
 """
@@ -6,7 +6,7 @@ python examples/extend.py
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gradwatch
 from gradwatch import (
@@ -24,6 +24,7 @@ from gradwatch import (
     StepInfo,
     StepView,
 )
+from gradwatch.capture.probe.view import ProbeView
 
 
 class GradientSpread(Monitor):
@@ -37,6 +38,22 @@ class GradientSpread(Monitor):
             view.note("gradient_spread: no parameter had a gradient")
             return
         yield Reading("gradient_spread", norms.max() / norms.min())
+
+
+class HalvesAgree(Monitor):
+    """The same by a probe: cosine between the gradients of the two halves of a batch."""
+
+    metrics = probed = ("halves_cosine",)
+
+    def probe(self, view: ProbeView) -> dict[str, Tensor]:
+        half = view.last.examples // 2
+        found = [view.gradient(view.last, rows=rows) for rows in (slice(half), slice(half, None))]
+        first, second = (torch.cat([item.flatten() for item in g.values()]) for g in found)
+        return {"halves_cosine": torch.cosine_similarity(first, second, dim=0)}
+
+    def read(self, view: StepView) -> Iterable[Reading]:
+        cosine = view.probed.get("halves_cosine")  # not in every sampled step
+        return [] if cosine is None else [Reading("halves_cosine", cosine)]
 
 
 class EvenGradients(Bound):
@@ -76,6 +93,11 @@ class Diary(Sink):
         self.lines.append(f"step {report.step}: {', '.join(knobs) or 'all is well'}")
 
 
+def loss_fn(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The loss of the training."""
+    return nn.functional.mse_loss(model(inputs), inputs.sigmoid())
+
+
 def main() -> None:
     """Trains a deep network of sigmoids, whose gradients vanish on the way down."""
     torch.manual_seed(0)
@@ -85,15 +107,16 @@ def main() -> None:
     with gradwatch.watch(
         model,
         optimizer,
-        monitors=[*gradwatch.presets.standard(), GradientSpread()],
+        monitors=[*gradwatch.presets.standard(), GradientSpread(), HalvesAgree()],
         bounds=[*gradwatch.presets.bounds(), EvenGradients()],
         rules=[*gradwatch.presets.rules(), AddSkips()],
         sinks=[diary],
+        loss_fn=loss_fn,
+        budget=None,  # probes in every sampled step
     ) as watch:
         for _ in range(200):
             inputs = torch.randn(64, 32)
-            loss = nn.functional.mse_loss(model(inputs), inputs.sigmoid())
-            loss.backward()
+            loss_fn(model, inputs).backward()
             optimizer.step()
             optimizer.zero_grad()
     print(watch.summary())

@@ -23,12 +23,14 @@ class Fetched:
         measurements: its values, all of them.
         facts: `weight_facts` of each layer that it was the first to show.
         notes: what could not be measured, and why.
+        clock: of the probes of all ranks; empty for a single process.
     """
 
     step: StepInfo
     measurements: tuple[Measurement, ...]
     facts: Mapping[str, Sequence[float]]
     notes: tuple[str, ...]
+    clock: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class Pending:
         """What must travel to the host."""
         found = [] if self.failures is None else [self.failures]
         if self.sample is not None:
-            found += [*self.sample.facts.values(), *self.sample.tensors()]
+            clock = [] if self.sample.clock is None else [self.sample.clock]
+            found += [*clock, *self.sample.facts.values(), *self.sample.tensors()]
         return found + [tensor for reading in self.readings for tensor in reading.tensors()]
 
     def failed(self, numbers: Sequence[Sequence[float]], parts: Sequence[str]) -> list[str]:
@@ -82,6 +85,7 @@ class Pending:
         if self.sample is None or left > 0:
             return None
         rest = iter(numbers[0 if self.failures is None else 1 :])
+        clock = () if self.sample.clock is None else tuple(next(rest))
         facts = {name: next(rest) for name in self.sample.facts}
         step = self.sample.complete([next(rest) for _ in self.sample.tensors()])
         worthless = [name for name, count in zip(INCOMPLETE, incomplete, strict=False) if count > 0]
@@ -92,6 +96,7 @@ class Pending:
             tuple(item for item in self._measurements(step.step, rest) if item.metric not in lost),
             facts,
             (*self.sample.view.notes, *notes),
+            clock,
         )
 
     def _measurements(self, step: int, numbers: Iterator[Sequence[float]]) -> Iterator[Measurement]:

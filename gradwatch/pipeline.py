@@ -87,6 +87,7 @@ class Pipeline:
         history: the reports so far.
         first_seen: the step since which a recommendation stands, by knob and scope.
         advised: the knobs that have been advised on.
+        clock: of the probes of all ranks, at the newest report; empty for a single process.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Pipeline:
         self.history = History(model)
         self.first_seen: dict[tuple[str, str], int] = {}
         self.advised: tuple[str, ...] = ()
+        self.clock: tuple[float, ...] = ()
         self._parts = parts
         self._selection = selection
         self._isolation = isolation
@@ -142,6 +144,7 @@ class Pipeline:
         found = self._fetch()
         if not found:
             return None
+        self.clock = found[-1].clock
         facts = {name: numbers for item in found for name, numbers in item.facts.items()}
         self.history.model = learn(facts)
         report = self._judged(found)

@@ -424,7 +424,7 @@ class Watch:
         if self.step % self._log_every == 0:
             self._report()
             self._isolation.agree()
-            self._session.read_clock()
+            self._session.read_clock(self._pipeline.clock)
 
     def _report_pending(self) -> None:
         # Ranks that train together report at the same steps only: advice is a function of the

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PAGE = EXAMPLES.parent / "docs" / "extend.md"
 SCREENSHOT = EXAMPLES.parent / "docs" / "screenshot.py"
 LONGEST_EXTENSION = 15
 # On a busy machine, threads that wait for one another make small layers many times slower.
@@ -74,24 +75,48 @@ def test_transformers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_plan_network(tmp_path: Path) -> None:
+    printed = output("plan_network.py", tmp_path)
+    assert "candidate" in printed
+    assert "Constants are those at initialisation" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_advice_against_noise_is_worth_following(tmp_path: Path) -> None:
+    printed = output("noise_or_steps.py", tmp_path)
+    assert "the watch: learning_rate 1 -> " in printed
+    assert "more steps cannot help" in " ".join(printed.split())
+    unchanged, advised = re.findall(r"steps more at .*= ([0-9.]+)", printed)
+    assert float(advised) < float(unchanged) / 4, "a quarter is what the advice aims at"
+    assert not list(tmp_path.iterdir())
+
+
 def test_extend(tmp_path: Path) -> None:
     printed = output("extend.py", tmp_path)
     assert "gradient_spread" in printed
+    assert "halves_cosine" in printed
     assert "EvenGradients" in printed
     assert "depth_skip" in printed
     assert "step 150: depth_skip" in printed
     assert "is off" not in printed
 
 
-def test_each_extension_point_is_shown_once() -> None:
+def test_each_extension_point_is_shown_and_a_monitor_that_probes() -> None:
     bases = [base.id for node in extensions() for base in node.bases if isinstance(base, ast.Name)]
-    assert sorted(bases) == ["Bound", "Monitor", "Rule", "Sink"]
+    assert sorted(bases) == ["Bound", "Monitor", "Monitor", "Rule", "Sink"]
 
 
 @pytest.mark.parametrize("node", extensions(), ids=lambda node: node.name)
 def test_an_extension_is_at_most_15_lines(node: ast.ClassDef) -> None:
     assert node.end_lineno is not None
     assert node.end_lineno - node.lineno + 1 <= LONGEST_EXTENSION
+
+
+def test_the_page_shows_the_example_of_a_probe_as_it_is() -> None:
+    whole = (EXAMPLES / "extend.py").read_text(encoding="utf-8")
+    probing = next(node for node in extensions() if "probed" in ast.unparse(node))
+    shown = re.findall(r"```python\n(class .*?)\n```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert shown == [ast.get_source_segment(whole, probing)]
 
 
 def test_the_picture_of_the_page_says_which_browser_it_needs(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Sample:
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
         facts: `weight_facts` of each chained layer, in the first sample that shows them.
+        clock: of the probes of all ranks, or None.
     """
 
     view: StepView
@@ -50,6 +51,7 @@ class Sample:
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None
     facts: Mapping[str, Tensor] = field(default_factory=dict)
+    clock: Tensor | None = None
     _order: tuple[str, ...] = field(default=())
 
     def tensors(self) -> list[Tensor]:
@@ -138,7 +140,14 @@ def collect(session: "Session") -> StepTensors:
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
         probed={} if session.probes is None else session.probes.take(),
+        clock=_clock(session),
     )
+
+
+def _clock(session: "Session") -> Tensor | None:
+    if session.probes is None or not session.exchange.joint:
+        return None
+    return torch.tensor(session.probes.clock())
 
 
 def make_sample(session: "Session", tensors: StepTensors) -> Sample:
@@ -166,6 +175,7 @@ def make_sample(session: "Session", tensors: StepTensors) -> Sample:
         loss_scale=tensors.loss_scale,
         found_inf=tensors.found_inf,
         facts=tensors.facts,
+        clock=tensors.clock,
     )
 
 

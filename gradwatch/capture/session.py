@@ -145,7 +145,15 @@ class Session:
         self._wants_moments = "adam_moments" in needs and len(self.optimizers) == 1
         self.parts = (*OF_ALL_RANKS, *parts, *(self.probes.names if self.probes else ()))
         names = [layer.name for layer in self.info.layers]
-        self.exchange = Exchange(ranks, self.table.all_known, names, self.parts, isolation)
+        self.exchange = Exchange(
+            ranks,
+            self.table.all_known,
+            names,
+            self.parts,
+            isolation,
+            numbers=self.probes.numbers if self.probes else (),
+            clock=1 + len(self.probes.names) if self.probes else 0,
+        )
         self.exchange.plan(self._every, self.step)
         self._plan()
 
@@ -332,11 +340,16 @@ class Session:
         self.microbatches.step_begins(wanted)
         self._begin_probes(wanted)
 
-    def read_clock(self) -> None:
-        """Tells the probes what they have cost, between two steps."""
-        if self.probes is not None and not self.exchange.joint:
-            clock = self.probes.clock(self.step + 1 - self.probes.schedule.origin)
-            self._isolation.run(CAPTURE, self.probes.schedule.read, clock)
+    def read_clock(self, of_all_ranks: Sequence[float]) -> None:
+        """Tells the probes what they have cost, at a report.
+
+        Args:
+            of_all_ranks: the newest clock that travelled, of ranks that train together.
+        """
+        if self.probes is None or (self.exchange.joint and not of_all_ranks):
+            return
+        seconds = of_all_ranks if self.exchange.joint else self.probes.clock()
+        self._isolation.run(CAPTURE, self.probes.read, self.step + 1, seconds)
 
     def _begin_probes(self, sampled: bool) -> None:
         if self.probes is not None:
@@ -351,6 +364,7 @@ class Session:
         view = ProbeView(
             model=self.info,
             lr=lrs[0] if lrs else None,
+            independent_gradients=self.independent_expected,
             optimized=frozenset(self.table.everything()),
         )
         probes.run(view, returned_loss=bool(self.gate.losses))

@@ -36,6 +36,8 @@ class StepTensors:
         loss_scale: of a GradScaler, or None.
         found_inf: above 0 if the scaler skipped the step, or None.
         probed: numbers that the probes of the step measured.
+        clock: seconds since the watch was attached, then those spent in each probe, or None where
+            no other rank needs them.
     """
 
     used: NamedValues
@@ -59,3 +61,4 @@ class StepTensors:
     loss_scale: Tensor | None = None
     found_inf: Tensor | None = None
     probed: Mapping[str, Tensor] = field(default_factory=dict)
+    clock: Tensor | None = None

@@ -1,6 +1,6 @@
 """The probes of a watch: when they run, on what, and what they found."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -141,13 +141,21 @@ class Probes:
         self.batches.release()
         self._due = []
 
-    def clock(self, steps: int) -> Clock:
-        """Where the time of this process went.
+    def clock(self) -> list[float]:
+        """Seconds since the watch was attached, then those spent in each probe; does not wait."""
+        spent = self._stopwatch.seconds()
+        return [self._stopwatch.elapsed, *(spent.get(name, 0.0) for name in self.names)]
+
+    def read(self, step: int, clock: Sequence[float]) -> None:
+        """Lets the schedule know what was spent.
 
         Args:
-            steps: optimizer steps since the watch was attached.
+            step: optimizer steps finished.
+            clock: as `clock` gives it, of all ranks added up.
         """
-        return Clock(steps, self._stopwatch.elapsed, self._stopwatch.seconds())
+        elapsed, *spent = clock
+        since = step - self.schedule.origin
+        self.schedule.read(Clock(since, elapsed, dict(zip(self.names, spent, strict=True))))
 
     def _run_one(self, monitor: Monitor, view: ProbeView) -> dict[str, Tensor]:
         try:

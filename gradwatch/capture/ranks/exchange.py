@@ -22,6 +22,8 @@ class Exchange:
         layers: the layers that may be measured.
         parts: the parts of the watch whose failures concern all ranks.
         isolation: what to do when something fails.
+        numbers: what probes may measure.
+        clock: length of the clock of the probes.
     """
 
     def __init__(
@@ -31,12 +33,17 @@ class Exchange:
         layers: Sequence[str],
         parts: Sequence[str],
         isolation: Isolation,
+        *,
+        numbers: Sequence[str] = (),
+        clock: int = 0,
     ) -> None:
         self._ranks = ranks
         self._parameters = parameters
         self._layers = layers
         self._parts = parts
         self._isolation = isolation
+        self._numbers = numbers
+        self._clock = clock
         self._reduction: Reduction | None = None
         if ranks.joint and isolation.run(RANKS, ranks.attach, parameters()) is None:
             ranks.go_alone("their store is out of reach")
@@ -47,7 +54,8 @@ class Exchange:
         Args:
             plan: when this rank will come.
         """
-        self._isolation.run(RANKS, self._ranks.plan, [*plan, *self._parts, *self._layers])
+        shared = [*plan, *self._parts, *self._layers, *self._numbers]
+        self._isolation.run(RANKS, self._ranks.plan, shared)
 
     @property
     def joint(self) -> bool:
@@ -111,7 +119,14 @@ class Exchange:
 
     def _layout(self) -> Reduction:
         if self._reduction is None:
-            self._reduction = Reduction(self._ranks, self._parameters(), self._layers, self._parts)
+            self._reduction = Reduction(
+                self._ranks,
+                self._parameters(),
+                self._layers,
+                self._parts,
+                self._numbers,
+                self._clock,
+            )
         return self._reduction
 
     def _refuse_parts(self) -> None:

@@ -43,6 +43,8 @@ class Reduction:
         parameters: the optimized parameters by name, the same on all ranks.
         layers: the layers that may be measured, likewise.
         parts: the parts of the watch whose failures concern all ranks, likewise.
+        numbers: what probes may measure, likewise.
+        clock: length of the clock of the probes, likewise.
     """
 
     def __init__(
@@ -51,11 +53,14 @@ class Reduction:
         parameters: Mapping[str, Tensor],
         layers: Sequence[str],
         parts: Sequence[str],
+        numbers: Sequence[str] = (),
+        clock: int = 0,
     ) -> None:
         self._ranks = ranks
         self._parts = tuple(parts)
         self._parameters = {name: place for place, name in enumerate(parameters)}
         self._layers = {name: place for place, name in enumerate(layers)}
+        self._numbers = {name: place for place, name in enumerate(numbers)}
         self._device = next(iter(parameters.values())).device
         shares = [ranks.share(parameter) for parameter in parameters.values()]
         self._shares = torch.tensor(shares, dtype=torch.float32).to(self._device)
@@ -67,6 +72,8 @@ class Reduction:
             _number_of("facts"): of_layers,
             **dict.fromkeys(_NUMBERS, 1),
             **dict.fromkeys(map(_number_of, _COUNTED), 1),
+            **dict.fromkeys(("probed", _number_of("probed")), len(self._numbers)),
+            "clock": clock,
             "failures": len(self._parts),
             "left": 1,
         }
@@ -127,6 +134,11 @@ class Reduction:
         for name, facts in local.facts.items():
             mine["facts"].view(-1, _FACTS)[self._layers[name]] = facts.to(self._device)
             mine[_number_of("facts")][self._layers[name]] = 1
+        for name, found in local.probed.items():
+            mine["probed"][self._numbers[name]] = found.to(self._device)
+            mine[_number_of("probed")][self._numbers[name]] = 1
+        if local.clock is not None:
+            mine["clock"].copy_(local.clock)
         for field in _NUMBERS:
             number: Any = getattr(local, field)
             if number is not None:
@@ -156,7 +168,10 @@ class Reduction:
                 found[field] = NamedValues(values.names, mean)
         found |= {name: sums[name][0] for name in _SUMS if getattr(local, name) is not None}
         facts = sums["facts"].view(-1, _FACTS) / sums[_number_of("facts")].unsqueeze(1)
+        probed = sums["probed"] / sums[_number_of("probed")]
         return StepTensors(
+            probed={name: probed[self._numbers[name]] for name in local.probed},
+            clock=sums["clock"],
             facts={name: facts[self._layers[name]] for name in local.facts},
             loss=None if local.loss is None else (sums["loss"] / sums[_number_of("loss")])[0],
             samples=None if local.samples is None else self._samples(sums),
