@@ -16,6 +16,7 @@ from gradwatch import (
     Measurement,
     ModelInfo,
     Monitor,
+    ProbeView,
     Reading,
     Recommendation,
     Report,
@@ -24,7 +25,6 @@ from gradwatch import (
     StepInfo,
     StepView,
 )
-from gradwatch.capture.probe.view import ProbeView
 
 
 class GradientSpread(Monitor):

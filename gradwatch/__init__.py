@@ -6,6 +6,7 @@ and nothing else changes in the loop.
 """
 
 from gradwatch import plan, presets
+from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import NamedValues, StepView
 from gradwatch.errors import (
     AdviceError,
@@ -56,6 +57,7 @@ __all__ = [
     "ModelInfo",
     "Monitor",
     "NamedValues",
+    "ProbeView",
     "Reading",
     "Recommendation",
     "RecordError",

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train on handwritten digits, watched; then once more with the advice followed",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--steps", type=int, default=500, help="optimizer steps of each training")
+    demo.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
     demo.add_argument("--seed", type=int, default=0, help="of the initialisation and data order")
     demo.add_argument("--logdir", default="runs/demo", help="folder for the records of both runs")
     demo.add_argument("--device", default="cpu", help="where to train, as torch names it")

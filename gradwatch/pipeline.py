@@ -26,6 +26,7 @@ from gradwatch.records import (
     StepInfo,
     Verdict,
 )
+from gradwatch.serialise import to_json
 
 Learn = Callable[[Mapping[str, Sequence[float]]], ModelInfo]
 
@@ -165,7 +166,7 @@ class Pipeline:
             "first_seen": [[knob, scope, step] for (knob, scope), step in self.first_seen.items()],
             "advised": list(self.advised),
             "monitors": {
-                name: self._isolation.run(name, monitor.state_dict) or {}
+                name: to_json(self._isolation.run(name, monitor.state_dict) or {})
                 for monitor in self._parts.monitors
                 if (name := self._names[id(monitor)])
             },

@@ -144,6 +144,10 @@ def collect(session: "Session") -> StepTensors:
     )
 
 
+def _can_probe(session: "Session") -> bool:
+    return session.probes is not None and session.probes.can_evaluate(bool(session.gate.losses))
+
+
 def _clock(session: "Session") -> Tensor | None:
     if session.probes is None or not session.exchange.joint:
         return None
@@ -206,6 +210,7 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         independent_gradients_unavailable=not_independent,
         adam_moments=_adam_moments(tensors),
         probed=tensors.probed,
+        loss_can_be_probed=_can_probe(session),
         without_gradient=session.gradients.without_gradient,
         notes=[
             *session.exchange.limits(),

@@ -131,6 +131,8 @@ class StepView:
         independent_gradients_unavailable: why they are None, or None.
         adam_moments: of an Adam's state; needs `adam_moments`.
         probed: the numbers that the probes of this step measured, by name.
+        loss_can_be_probed: probes can evaluate the loss again, in this step or, when the budget
+            allows it, in a later one.
         without_gradient: trainable parameters that no gradient reached in this step.
         notes: what could not be measured, and why.
     """
@@ -157,6 +159,7 @@ class StepView:
     independent_gradients_unavailable: str | None = None
     adam_moments: AdamMoments | None = None
     probed: Mapping[str, Tensor] = field(default_factory=dict)
+    loss_can_be_probed: bool = False
     without_gradient: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 

@@ -63,7 +63,6 @@ class GradientNoise(Monitor):
     def __init__(self) -> None:
         self._sources = {kind: _Source(kind) for kind in _ORDER}
         self._batch_size = math.nan
-        self._probe_works = False
 
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
@@ -76,14 +75,13 @@ class GradientNoise(Monitor):
         first = view.gradient(view.last, rows=slice(half))
         second = view.gradient(view.last, rows=slice(half, 2 * half))
         square, variance = split_by_halves([*first.values()], [*second.values()], half)
-        self._probe_works = True
         return {"noise_halves_product": square, "noise_halves_difference": variance}
 
     @override
     def read(self, view: StepView) -> Iterator[Reading]:
         found = _of_parts(view) or _of_halves(view) or _of_adam(view)
         if found is None:
-            if not self._probe_works:
+            if not view.loss_can_be_probed:
                 view.note(_missing(view))
             return
         square, variance, source = found
@@ -115,14 +113,12 @@ class GradientNoise(Monitor):
         return {
             "sources": {kind: source.state_dict() for kind, source in self._sources.items()},
             "batch_size": self._batch_size,
-            "probe_works": self._probe_works,
         }
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         sources = {kind: _Source.of(kind, state["sources"][kind]) for kind in _ORDER}
-        batch_size, probe_works = float(state["batch_size"]), bool(state["probe_works"])
-        self._sources, self._batch_size, self._probe_works = sources, batch_size, probe_works
+        self._sources, self._batch_size = sources, float(state["batch_size"])
 
     def _add(self, text: str, square: float, variance: float, clipped: float) -> None:
         kind = text if text in {HALVES, ADAM} else _PARTS

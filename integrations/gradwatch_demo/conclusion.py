@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradwatch import Report
+from gradwatch.table import number
 from gradwatch_demo.training import Outcome
 
 SIGNIFICANCE = 2.0
 """Standard errors that the two accuracies must differ by."""
+SGD_BOUND = "RandomlyStoppedSgd"
+NOISE_LIMITED, STEP_LIMITED = 0.7, 0.3
+"""Share of the noise in the bound from which, and up to which, one of the two is what limits."""
 
 
 PLURAL = {"holds": "hold", "violated": "violated", "vacuous": "vacuous", "undecided": "undecided"}
@@ -55,7 +59,47 @@ def comparison(first: Outcome, second: Outcome, *, images: int) -> str:
     ]
     header = f"  {'run':<8}  {'test accuracy':>13}  verdicts; recommendations"
     sentence = verdict(first.accuracy, second.accuracy, images=images)
-    return "\n".join([header, *rows, "", sentence])
+    return "\n".join([header, *rows, "", sentence, limited_by(second.summary)])
+
+
+def limited_by(report: Report) -> str:
+    """Whether gradient noise or the number of steps limits the second training, and what to do.
+
+    Args:
+        report: its summary.
+
+    Returns:
+        One sentence.
+
+    Example:
+        >>> limited_by(Report(step=0))
+        'Whether steps or noise limit the second run cannot be told: its noise was not measured.'
+    """
+    found = next((item for item in report.verdicts if item.bound == SGD_BOUND), None)
+    if found is None or found.status != "holds":
+        because = "its noise was not measured" if found is None else found.because
+        because = because or "the bound is violated, so that an assumption of it is not met"
+        return f"Whether steps or noise limit the second run cannot be told: {because}."
+    terms = found.measurement.inputs
+    share = terms["noise_term"] / (terms["noise_term"] + terms["step_term"])
+    numbers = (
+        f"its mean squared gradient is {number(found.measurement.value)}, the bound on it "
+        f"{number(found.interval.upper)}, {share:.0%} of which is gradient noise"
+    )
+    if share >= NOISE_LIMITED:
+        what = "Noise limits"
+        remedy = (
+            "a smaller learning rate or a larger batch would bring it down, more steps would not"
+        )
+    elif share <= STEP_LIMITED:
+        what = "The number of steps limits"
+        remedy = (
+            "more steps or a larger learning rate would bring it down, a larger batch would not"
+        )
+    else:
+        what = "Both steps and noise limit"
+        remedy = "more steps would bring it down for a while, less noise later"
+    return f"{what} the second run: {numbers}; {remedy}."
 
 
 def verdict(before: float, after: float, *, images: int) -> str:

@@ -17,7 +17,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def run_demo(
-    *, steps: int = 500, seed: int = 0, logdir: str | os.PathLike[str], device: str = "cpu"
+    *, steps: int = 600, seed: int = 0, logdir: str | os.PathLike[str], device: str = "cpu"
 ) -> tuple[float, float]:
     """Trains on handwritten digits, prints the advice, and trains again with it followed.
 
@@ -58,7 +58,7 @@ def run_demo(
 
 def _check(steps: int, seed: int) -> None:
     if steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {steps}; 500 show what there is to see")
+        raise ConfigError(f"steps must be at least 1, got {steps}; 600 show what there is to see")
     if not 0 <= seed <= LARGEST_SEED:
         raise ConfigError(f"seed must be from 0 to {LARGEST_SEED}, got {seed}; 0 is as good as any")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 import gradwatch
@@ -14,9 +14,10 @@ from gradwatch import Report
 from gradwatch_demo.data import Digits
 from gradwatch_demo.progress import ProgressSink, progress
 
-BATCH_SIZE = 64
+BATCH_SIZE = 16
 LEARNING_RATE = 0.01
-MOMENTUM = 0.9
+PROBED_IMAGES = 512
+"""The smoothness is measured on so many: a small batch curves more than the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ class Outcome:
 
 
 def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) -> Outcome:
-    """Trains a classifier by SGD with momentum, watched.
+    """Trains a classifier by plain SGD, watched.
+
+    Every second step is measured and probed: a short training has no time for a budget.
 
     Args:
         model: the classifier, on the device of the data.
@@ -57,7 +60,7 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
     Returns:
         What came out of it.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batches = digits.batches(steps=settings.steps, size=BATCH_SIZE, seed=settings.seed)
     with (
         progress(batches, total=settings.steps, title=logdir.name) as bar,
@@ -65,18 +68,36 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
             model,
             optimizer,
             logdir=logdir,
-            every_n_steps=10,
+            every_n_steps=2,
+            loss_fn=loss_fn,
+            probe_batch=(digits.train_images[:PROBED_IMAGES], digits.train_labels[:PROBED_IMAGES]),
+            budget=None,
             track_loss=True,
             track_clipping=True,
             sinks=[ProgressSink(bar)],
         ) as watch,
     ):
-        for images, labels in bar:
-            loss = functional.cross_entropy(model(images), labels)
+        for batch in bar:
+            loss = loss_fn(model, batch)
             loss.backward()
+            watch.observe(batch=batch)
             optimizer.step()
             optimizer.zero_grad()
     return Outcome(accuracy(model, digits), watch.summary())
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """What is trained on.
+
+    Args:
+        model: the classifier.
+        batch: images and labels.
+
+    Returns:
+        () mean cross-entropy.
+    """
+    images, labels = batch
+    return functional.cross_entropy(model(images), labels)
 
 
 @torch.no_grad()

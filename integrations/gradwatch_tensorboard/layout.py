@@ -56,7 +56,7 @@ _OF_THE_MODEL_ONLY: Final = frozenset(
     | {"gradient_curvature", "noise_curvature", "noise_floor", "noise_share"}
     | {"stationarity", "stationarity_recent", "stationarity_step_term", "stationarity_noise_term"}
     | {"dropout_variance", "dropout_variance_share", "dropout_variance_law"}
-    | {"input_mean_share", "input_top_eigenvalue"}
+    | {"input_mean_share", "input_mean_square", "input_top_eigenvalue"}
     | {"nonfinite_activation", "nonfinite_gradient", "nonfinite_parameter"}
 )
 _OF_LAYERS_ONLY: Final = frozenset(

@@ -20,6 +20,7 @@ from gradwatch.capture.probe.undisturbed import undisturbed
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.interfaces import Monitor
 from gradwatch.records import DropoutInfo, Measurement, ModelInfo, StepInfo
+from gradwatch.serialise import to_json
 
 Batch = tuple[Tensor, Tensor]
 Probe = Callable[..., dict[str, Tensor]]
@@ -186,7 +187,7 @@ def resumes() -> Check:
                 for metric, value in zip(metrics, row, strict=True)
             ]
             if number == 170:
-                state = json.loads(json.dumps(saved.state_dict()))
+                state = json.loads(json.dumps(to_json(saved.state_dict()), allow_nan=False))
                 saved = make()
                 saved.load_state_dict(state)
             expected = list(untouched.derive(info, found, MODEL_INFO))

@@ -71,14 +71,42 @@ class Objective(ABC):
             ObjectiveError: if there is no batch, or no scalar comes out.
         """
         given = self.parameters() if parameters is None else parameters
+        loss: Tensor = self._with(given, lambda: _scalar(self._evaluate(rows)))
+        return loss
+
+    def gradient(
+        self, parameters: Mapping[str, Tensor], rows: slice | None = None
+    ) -> dict[str, Tensor]:
+        """The gradient of the loss.
+
+        Activation checkpoints compute parts of the forward again in the backward: the parameters
+        must stay in their place until then.
+
+        Args:
+            parameters: by name, leaf tensors that require gradients.
+            rows: the examples of the batch to use; None for all.
+
+        Returns:
+            Name and gradient of each, zeros where the loss does not depend on it [L/P].
+
+        Raises:
+            ObjectiveError: if there is no batch, or no scalar comes out.
+        """
+
+        def differentiate() -> tuple[Tensor, ...]:
+            loss = _scalar(self._evaluate(rows))
+            wanted = list(parameters.values())
+            return torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+
+        return dict(zip(parameters, self._with(parameters, differentiate), strict=True))
+
+    def _with(self, parameters: Mapping[str, Tensor], evaluate: Callable[[], Any]) -> Any:
+        """Calls `evaluate` while the model has these parameters and copies of its buffers."""
         tensors = {
             **{f"model.{name}": item.clone() for name, item in self.model.named_buffers()},
-            **{f"model.{name}": item for name, item in given.items()},
+            **{f"model.{name}": item for name, item in parameters.items()},
         }
-        value = functional_call(_Calls(self.model), tensors, (self._evaluate, rows))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ObjectiveError(f"the loss must be a scalar tensor, got {_shown(value)}")
-        return value.reshape(())
+        return functional_call(_Calls(self.model), tensors, (evaluate,))
 
     @property
     def examples(self) -> int:
@@ -177,8 +205,14 @@ class _Calls(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, evaluate: Callable[[slice | None], Any], rows: slice | None) -> Any:
-        return evaluate(rows)
+    def forward(self, evaluate: Callable[[], Any]) -> Any:
+        return evaluate()
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ObjectiveError(f"the loss must be a scalar tensor, got {_shown(value)}")
+    return value.reshape(())
 
 
 def _shown(value: Any) -> str:

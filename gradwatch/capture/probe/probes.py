@@ -122,8 +122,8 @@ class Probes:
         due, self._due = self._due, []
         if not due:
             return
-        lost = isinstance(self._last, OwnLoss) and not returned_loss
-        view.objective, view.fixed_objective = None if lost else self._last, self._fixed
+        view.objective = self._last if self.can_evaluate(returned_loss) else None
+        view.fixed_objective = self._fixed
         for name in due:
             with self._stopwatch.time(name):
                 found = self._isolation.run(name, self._run_one, self._monitors[name], view)
@@ -131,6 +131,14 @@ class Probes:
             self._found |= found or {}
         self.notes += view.notes
         self.release()
+
+    def can_evaluate(self, returned_loss: bool) -> bool:
+        """Whether the loss on the last batch can be evaluated again, as far as is known.
+
+        Args:
+            returned_loss: the model itself returned a loss in this step.
+        """
+        return returned_loss or not isinstance(self._last, OwnLoss)
 
     def take(self) -> dict[str, Tensor]:
         """What the probes of the step found, by name."""

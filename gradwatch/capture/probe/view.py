@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from gradwatch.capture.forward.gate import tensors_in
@@ -113,8 +112,4 @@ class ProbeView:
             it [L/P].
         """
         given = self.parameters(objective) if at is None else at
-        loss = objective.loss(given, rows)
-        gradients = torch.autograd.grad(
-            loss, list(given.values()), allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(given, gradients, strict=True))
+        return objective.gradient(given, rows)

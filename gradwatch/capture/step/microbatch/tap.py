@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from weakref import WeakMethod
 
 from torch import Tensor, nn
 
@@ -157,6 +158,7 @@ class MicrobatchTap:
         self.unavailable = found.unavailable
         self.count = len(found.forwards)
         self.expectation.parts_seen(forwards, self.count)
+        self._isolation.run(MICROBATCHES, self._open_or_close)
         if found.unavailable is not None:
             return None
         if self._scale is None:
@@ -174,7 +176,9 @@ class MicrobatchTap:
             self._close()
         elif self._capture is None and self._make is not None:
             self._capture = self._make()
-            self._observer = ScaleObserver(self._note_scale)
+            # Held by torch: a watch that nobody holds goes with its model all the same.
+            note = WeakMethod(self._note_scale)
+            self._observer = ScaleObserver(lambda factor: _call(note(), factor))
 
     def _close(self) -> None:
         observer, capture = self._observer, self._capture
@@ -191,3 +195,8 @@ class MicrobatchTap:
     def _keep_scale(self, factor: Tensor) -> None:
         if self._capture is not None and self._capture.recording:
             self._scale = factor.detach().clone()
+
+
+def _call(note: Callable[[Tensor], None] | None, factor: Tensor) -> None:
+    if note is not None:
+        note(factor)
