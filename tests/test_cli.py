@@ -13,7 +13,7 @@ import gradwatch
 import gradwatch_demo
 from gradwatch.arguments import installed_versions
 from gradwatch.cli import main
-from gradwatch_demo.conclusion import verdict
+from gradwatch_demo.conclusion import limited_by, verdict
 from gradwatch_demo.model import deep_classifier, follow_advice
 
 RUNS = ("as_is", "advised")
@@ -47,7 +47,7 @@ def _short(logdir: Path) -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_both_runs_are_recorded(finished: tuple[Path, str], name: str) -> None:
     run = gradwatch.read(finished[0] / name)
-    assert [step for step, _ in run.values("loss")] == [0, 10, 20]
+    assert [step for step, _ in run.values("loss")] == list(range(0, 30, 2))
     assert run.header.model.depth == 11
     assert list((finished[0] / name).glob("*tfevents*"))
 
@@ -146,7 +146,7 @@ def test_ctrl_c_closes_the_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backward, loss = torch.autograd.backward, torch.nn.functional.cross_entropy
-    calls = iter(range(15))
+    calls = iter(range(15))  # the next one is in the middle of a probe of step 4
 
     def interrupted(logits: Tensor, labels: Tensor) -> Tensor:
         if next(calls, None) is None:
@@ -156,8 +156,38 @@ def test_ctrl_c_closes_the_watch(
     monkeypatch.setattr("gradwatch_demo.training.functional.cross_entropy", interrupted)
     assert demo(logdir=tmp_path) == 130
     assert capsys.readouterr().err == "gradwatch: stopped by Ctrl-C\n"
-    assert [step for step, _ in gradwatch.read(tmp_path / "as_is").values("loss")] == [0, 10]
+    assert [step for step, _ in gradwatch.read(tmp_path / "as_is").values("loss")] == [0, 2]
     assert torch.autograd.backward is backward
+
+
+@pytest.mark.parametrize(
+    ("step_term", "noise_term", "undecided", "words"),
+    [
+        (
+            0.1,
+            0.9,
+            "",
+            "Noise limits the second run: its mean squared gradient is 0.5, the",
+        ),
+        (0.9, 0.1, "", "The number of steps limits the second run: "),
+        (0.5, 0.5, "", "Both steps and noise limit the second run: "),
+        (0.1, 0.9, "the optimizer is Adam", "second run cannot be told: the optimizer is Adam."),
+        (0.0, 0.1, "", "cannot be told: the bound is violated"),
+    ],
+)
+def test_one_sentence_says_what_limits_the_training(
+    step_term: float, noise_term: float, undecided: str, words: str
+) -> None:
+    measured = gradwatch.Measurement(
+        metric="stationarity",
+        scope="model",
+        step=9,
+        value=0.5,
+        inputs={"step_term": step_term, "noise_term": noise_term},
+    )
+    interval = gradwatch.Interval(upper=step_term + noise_term, undecided=undecided)
+    found = gradwatch.Verdict.of(measured, interval, bound="RandomlyStoppedSgd", source="here")
+    assert words in limited_by(gradwatch.Report(step=9, verdicts=(found,)))
 
 
 @pytest.mark.parametrize(
