@@ -29,8 +29,8 @@ BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chro
 RUNS: Final = ("as_is", "advised")
 TAGS: Final = (
     r"/(loss|gradient_norm|update_ratio|init)$"
-    r"|_activation_(gain|norm)/hidden(1|5|10)$"
-    r"|_gradient_norm/hidden10?.weight"
+    r"|_activation_(gain|norm)/hidden(1|10)$"
+    r"|/stationarity(.upper|_step_term|_noise_term)?$"
 )
 """Twelve charts, as many as TensorBoard shows on a page."""
 SIZE: Final = (1440, 1330)

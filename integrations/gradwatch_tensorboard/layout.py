@@ -89,6 +89,8 @@ def layout(run: RunInfo, tags: Tags, *, per_layer: bool) -> Layout:
     page: Layout = {question: {} for question in (*QUESTIONS, MORE)}
     shown_beside = {item for owner in run.metrics for item in _BESIDE.get(owner, ())}
     for metric in dict.fromkeys((LEARNING_RATE, *run.metrics)):
+        if metric.startswith("dropout_") and not run.model.dropouts:
+            continue  # the chart would stay empty
         charts = page[_question(metric)]
         if metric not in _OF_LAYERS_ONLY | shown_beside:
             charts[metric] = ["Multiline", _lines(metric, run, tags)]
