@@ -3,7 +3,8 @@
 The readings of a training follow one another, so their errors are no independent draws. All
 standard errors here are by batch means: the readings are cut into about 20 blocks of neighbours,
 and the scatter of the blocks tells how well the mean is known, correlations shorter than a block
-included.
+included. The scatter is that of a block about the next one (von Neumann 1941), not about the mean
+of all: that a quantity changes in the course of a training is no error of its mean.
 """
 
 import math
@@ -65,7 +66,7 @@ def mean_of(values: Sequence[float]) -> Estimate:
 
     Example:
         >>> mean_of([1.0, 2.0, 3.0])
-        Estimate(value=2.0, standard_error=0.5773502691896257, count=3)
+        Estimate(value=2.0, standard_error=0.40824829046386296, count=3)
     """
     return ratio_of_means(values, [1.0] * len(values))
 
@@ -74,8 +75,8 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     """The ratio of two means of paired readings in order of time.
 
     A mean of ratios would be biased. The error is that of the linearised ratio (delta method): with
-    `r` the ratio and `t_b`, `u_b` the sums of block b of n blocks,
-    `sqrt(n/(n-1) sum_b (t_b - r u_b)²) / |sum_b u_b|`.
+    `r` the ratio, `t_b`, `u_b` the sums of block b of n blocks and `z_b = t_b - r u_b`,
+    `sqrt(n/(2(n-1)) sum_b (z_{b+1} - z_b)²) / |sum_b u_b|`.
 
     Args:
         tops: n numerators.
@@ -104,9 +105,10 @@ def _ratio(blocks: Sequence[tuple[float, float]]) -> tuple[float, float]:
     value = sum(block[0] for block in blocks) / bottom
     if count < 2:  # noqa: PLR2004
         return value, math.nan
-    # A product instead of a power: the power of a large float raises.
     residuals = [top - value * part for top, part in blocks]
-    scatter = sum(residual * residual for residual in residuals) * count / (count - 1)
+    # A product instead of a power: the power of a large float raises.
+    differences = ((two - one) * (two - one) for one, two in pairwise(residuals))
+    scatter = sum(differences) / 2 * count / (count - 1)
     return value, math.sqrt(scatter) / abs(bottom)
 
 

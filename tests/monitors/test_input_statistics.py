@@ -120,7 +120,7 @@ def test_the_share_of_the_mean(step: Step, measured: Measured) -> None:
     assert found[-1].metric == "input_mean_share"
     assert found[-1].value == pytest.approx(0.75)
     assert found[-1].inputs["estimates"] == 20
-    assert found[-1].standard_error == pytest.approx(1 / 8 / 19**0.5)
+    assert found[-1].standard_error == pytest.approx(1 / 8 / 10**0.5)
 
 
 def test_no_values_make_it_raise(survives: Check) -> None:

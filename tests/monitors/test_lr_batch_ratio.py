@@ -56,7 +56,7 @@ def test_temperature_has_the_error_of_the_variance(step: Step, measured: Measure
         found = list(monitor.derive(step(number), values, model))
     (temperature,) = (item for item in found if item.metric == "temperature")
     # Blocks of ten readings, all above or all below the mean.
-    assert temperature.standard_error == pytest.approx(0.003125 * 0.25 / 19**0.5)
+    assert temperature.standard_error == pytest.approx(0.003125 * 0.25 / 10**0.5)
 
 
 def test_without_the_number_of_parameters_there_is_no_temperature(

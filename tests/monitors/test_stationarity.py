@@ -224,8 +224,7 @@ def test_beyond_two_over_l_a_step_has_no_weight(step: Step, measured: Measured) 
 
 def test_secants_stand_in_for_the_sharpness(step: Step, measured: Measured) -> None:
     values = [
-        measured(gradient_square=0.5, gradient_variance=16.0, smoothness=2.0)
-        for k in range(40)
+        measured(gradient_square=0.5, gradient_variance=16.0, smoothness=2.0) for k in range(40)
     ]
     inputs = after(Stationarity(), [step(k) for k in range(40)], values)["stationarity"].inputs
     assert (inputs["smoothness"], inputs["smoothness_is_secant"]) == (2.0, 1.0)

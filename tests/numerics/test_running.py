@@ -37,11 +37,20 @@ def autoregressive(count: int, memory: float, seed: int) -> list[float]:
     return values
 
 
-def test_the_error_of_few_readings_is_the_textbook_one() -> None:
+def test_the_error_of_few_readings_is_that_of_their_differences() -> None:
     estimate = mean_of([1.0, 2.0, 4.0])
     assert estimate.value == pytest.approx(7 / 3)
-    variance = sum((value - 7 / 3) ** 2 for value in (1.0, 2.0, 4.0)) / 2
+    variance = (1.0**2 + 2.0**2) / (2 * 2)
     assert estimate.standard_error == pytest.approx(math.sqrt(variance / 3))
+    assert mean_of([1.0, 4.0]).standard_error == pytest.approx(1.5)  # the textbook's, of two
+
+
+def test_a_drift_is_no_error_of_the_mean() -> None:
+    generator = random.Random(0)
+    noise = [generator.gauss(0.0, 1.0) for _ in range(1000)]
+    drifting = [value + 3 * math.exp(-place / 500) for place, value in enumerate(noise)]
+    still = mean_of(noise).standard_error
+    assert mean_of(drifting).standard_error == pytest.approx(still, rel=0.1)
 
 
 def test_without_readings_nothing_is_known() -> None:

@@ -23,6 +23,14 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 PREFIX: Final = "probe of "
 """How a probe is called in messages, before the name of its monitor."""
 
+LIMITS: Final[Mapping[str, str]] = {
+    "use_reentrant=True": "the loss of a reentrant activation checkpoint cannot be differentiated "
+    "by torch.autograd.grad; pass use_reentrant=False to it",
+    "Expected more than 1 value per channel": "a part of the batch is a single example, which "
+    "batch normalisation cannot take",
+}
+"""Why torch evaluates a loss in a training step but not in a probe, by its message."""
+
 
 class Probes:
     """Lets monitors run the model again in sampled steps, as far as the budget allows.
@@ -171,6 +179,12 @@ class Probes:
                 found = monitor.probe(view)
         except ObjectiveError as error:
             view.note(f"{monitor.metrics[0]}: {error}")
+            return {}
+        except (RuntimeError, ValueError) as error:
+            reason = next((LIMITS[text] for text in LIMITS if text in str(error)), None)
+            if reason is None:
+                raise
+            view.note(f"{monitor.metrics[0]}: {reason}")
             return {}
         return _checked(monitor, found)
 
