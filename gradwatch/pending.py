@@ -42,11 +42,13 @@ class Pending:
         failures: for each part that concerns all ranks, on how many of them it has failed, then
             whether a rank left in this step, then what only some ranks know; None if there are
             no others.
+        probed: for each number that probes may measure, the metrics of its monitor.
         readings: of all monitors.
     """
 
     sample: Sample | None
     failures: Tensor | None = None
+    probed: Sequence[tuple[str, ...]] = ()
     readings: list[Reading] = field(default_factory=list)
 
     def tensors(self) -> list[Tensor]:
@@ -81,16 +83,17 @@ class Pending:
         Returns:
             The step, or None if it could not be captured by all ranks.
         """
-        left, *incomplete = (0.0,) if self.failures is None else numbers[0][-1 - len(INCOMPLETE) :]
+        made_of = [*INCOMPLETE.values(), *self.probed]
+        left, *incomplete = (0.0,) if self.failures is None else numbers[0][-1 - len(made_of) :]
         if self.sample is None or left > 0:
             return None
         rest = iter(numbers[0 if self.failures is None else 1 :])
         clock = () if self.sample.clock is None else tuple(next(rest))
         facts = {name: next(rest) for name in self.sample.facts}
         step = self.sample.complete([next(rest) for _ in self.sample.tensors()])
-        worthless = [name for name, count in zip(INCOMPLETE, incomplete, strict=False) if count > 0]
-        lost = {metric for name in worthless for metric in INCOMPLETE[name]}
-        notes = [f"{', '.join(INCOMPLETE[name])}: {SOME_RANKS_ONLY}" for name in worthless]
+        worthless = [item for item, count in zip(made_of, incomplete, strict=False) if count > 0]
+        lost = {metric for metrics in worthless for metric in metrics}
+        notes = [f"{', '.join(metrics)}: {SOME_RANKS_ONLY}" for metrics in dict.fromkeys(worthless)]
         return Fetched(
             replace(step, grads_clipped=None) if "clip_coefficient" in lost else step,
             tuple(item for item in self._measurements(step.step, rest) if item.metric not in lost),

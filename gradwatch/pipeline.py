@@ -108,6 +108,7 @@ class Pipeline:
         self._isolation = isolation
         self._names = parts.names()
         self._shared = tuple(shared)
+        self._probed = tuple(item.metrics for item in parts.monitors for _ in item.probed)
         self._pending: list[Pending] = []
         self._opened = False
 
@@ -124,7 +125,7 @@ class Pipeline:
             failures: for each shared part, on how many ranks it has failed; None if there are
                 no other ranks.
         """
-        pending = Pending(sample, failures)
+        pending = Pending(sample, failures, self._probed)
         self._pending.append(pending)
         if sample is None:
             return

@@ -353,7 +353,9 @@ class Session:
 
     def _begin_probes(self, sampled: bool) -> None:
         if self.probes is not None:
-            self._isolation.run(CAPTURE, self.probes.begin_step, self.step, sampled=sampled)
+            joint = self.exchange.joint
+            begin = self.probes.begin_step
+            self._isolation.run(CAPTURE, begin, self.step, sampled=sampled, joint=joint)
 
     def _note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.probes is not None:

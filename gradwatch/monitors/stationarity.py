@@ -27,7 +27,8 @@ from gradwatch.numerics.running import BLOCKS, Estimate, mean_of, reading_of
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
 from gradwatch.theory.gradient_convergence import Split, stationarity_bound
 
-WINDOW: Final = 200
+WINDOW: Final = 400
+"""Of fewer readings the mean is rarely known to half its size."""
 
 EDGE: Final = 1.8
 """Step size times smoothness at which SGD is at the edge of stability."""
@@ -42,7 +43,7 @@ class Stationarity(Monitor):
     `2 (first loss - lowest loss) / sum_k w_k`, and `stationarity_noise_term`,
     `sum_k L_k g_k² sigma_k²/B_k / sum_k w_k`. A sampled step stands for those since the one before.
 
-    `stationarity_recent` is the plain mean over the newest 200 readings, `noise_floor` the level
+    `stationarity_recent` is the plain mean over the newest 400 readings, `noise_floor` the level
     below which more steps cannot get it, `L g sigma²/B / (2 - L g)`, and `noise_share` the share
     of the noise in the bound for constant settings.
 

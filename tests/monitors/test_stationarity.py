@@ -180,10 +180,10 @@ def test_changes_within_the_window_are_counted(step: Step, measured: Measured) -
     assert inputs["batch_size"] == 32
     assert inputs["loss_scale_changes"] == 1
     assert inputs["clipped_share"] == 0.25
-    late = [step(number, lrs=(0.1 if number < 50 else 0.05,)) for number in range(300)]
-    found = after(Stationarity(), late, constant(measured, 300))
+    late = [step(number, lrs=(0.1 if number < 50 else 0.05,)) for number in range(500)]
+    found = after(Stationarity(), late, constant(measured, 500))
     assert found["stationarity_recent"].inputs["lr_changes"] == 0
-    assert found["stationarity"].inputs["estimates"] == 300
+    assert found["stationarity"].inputs["estimates"] == 500
 
 
 def test_the_trend_of_the_loss(step: Step, measured: Measured) -> None:
@@ -302,5 +302,5 @@ def test_a_long_run_needs_no_more_memory(step: Step, measured: Measured) -> None
     for number, values in enumerate(constant(measured, 500)):
         list(monitor.derive(step(number), values, ModelInfo()))
     state = monitor.state_dict()
-    assert len(state["rows"]) == 200
+    assert len(state["rows"]) == 400
     assert len(state["path"]["means"]["blocks"]) <= 40

@@ -48,7 +48,7 @@ def test_the_error_of_few_readings_is_that_of_their_differences() -> None:
 def test_a_drift_is_no_error_of_the_mean() -> None:
     generator = random.Random(0)
     noise = [generator.gauss(0.0, 1.0) for _ in range(1000)]
-    drifting = [value + 3 * math.exp(-place / 500) for place, value in enumerate(noise)]
+    drifting = [value + 2 * math.exp(-place / 1000) for place, value in enumerate(noise)]
     still = mean_of(noise).standard_error
     assert mean_of(drifting).standard_error == pytest.approx(still, rel=0.1)
 

@@ -84,20 +84,23 @@ class Probes:
             if loss_fn is not None and probe_batch is not None
             else None
         )
+        self._joint = False
         self._due: list[str] = []
         self._found: dict[str, Tensor] = {}
         self.notes: list[str] = []
 
-    def begin_step(self, step: int, *, sampled: bool) -> None:
+    def begin_step(self, step: int, *, sampled: bool, joint: bool = False) -> None:
         """A step begins, or begins anew because it raised.
 
         Args:
             step: its number.
             sampled: it is measured.
+            joint: other ranks probe in the same steps, whatever happens on this one.
         """
         self.release()
         self._found, self.notes = {}, []
-        off = frozenset(self._isolation.failures)
+        self._joint = joint
+        off = self._isolation.agreed if joint else frozenset(self._isolation.failures)
         self._due = self.schedule.due(step, without=off) if sampled and self.names else []
 
     def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -135,7 +138,7 @@ class Probes:
         for name in due:
             with self._stopwatch.time(name):
                 found = self._isolation.run(name, self._run_one, self._monitors[name], view)
-            self.schedule.ran(name, used=bool(found))
+            self.schedule.ran(name, used=self._joint or bool(found))
             self._found |= found or {}
         self.notes += view.notes
         self.release()

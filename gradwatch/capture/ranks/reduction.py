@@ -191,7 +191,7 @@ class Reduction:
         some = {name: sums[_number_of(name)] % self._ranks.size for name in INCOMPLETE}
         if not self._ranks.in_parts:  # what is equal on all ranks, one of them knows
             some["raw"] = torch.zeros_like(some["raw"])
-        return list(some.values())
+        return [*some.values(), sums[_number_of("probed")] % self._ranks.size]
 
     def _place(self, slots: Mapping[str, int], names: tuple[str, ...]) -> Tensor | slice:
         # Kept, because a new index would have to travel to the device.
