@@ -50,10 +50,15 @@ def deep(depth: int) -> nn.Module:
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.ELU)
 
 
-def step(model: nn.Module, optimizer: Optimizer, watch: gradwatch.Watch | None) -> None:
+def step(
+    model: nn.Module, optimizer: Optimizer, watch: gradwatch.Watch | None, parts: int = 1
+) -> None:
     optimizer.zero_grad()
-    loss = model(torch.ones(4, 16)).square().mean()
-    loss.backward()
+    for _ in range(parts):
+        loss = model(torch.ones(4, 16)).square().mean() / parts
+        loss.backward()
+        if watch is not None and parts > 1:
+            watch.weigh_microbatch(4)
     if watch is not None:
         watch.observe(loss=loss, batch_size=4)
     nn.utils.clip_grad_norm_(model.parameters(), 0.01)
@@ -85,7 +90,9 @@ Trace = list[tuple[list[str], list[str]]]
 
 @pytest.fixture
 def trace(reads: list[str]) -> Callable[..., Trace]:
-    def follow(depth: int = 2, steps: int = 1, optimizer: str = "SGD", **options: Any) -> Trace:
+    def follow(
+        depth: int = 2, steps: int = 1, optimizer: str = "SGD", parts: int = 1, **options: Any
+    ) -> Trace:
         """Train; watched if there are options."""
         torch.manual_seed(0)
         model = deep(depth)
@@ -95,7 +102,7 @@ def trace(reads: list[str]) -> Callable[..., Trace]:
         for _ in range(steps):
             reads.clear()
             with Operators() as operators:
-                step(model, chosen, watch)
+                step(model, chosen, watch, parts)
             found.append((operators.names, list(reads)))
         if watch is not None:
             watch.close()
@@ -104,32 +111,41 @@ def trace(reads: list[str]) -> Callable[..., Trace]:
     return follow
 
 
-def every_monitor() -> list[gradwatch.Monitor]:
-    return [getattr(monitors, name)() for name in monitors.__all__]
+def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+    loss: Tensor = model(batch).square().mean()
+    return loss
 
 
-FULL: dict[str, Any] = {"track_loss": True, "track_clipping": True}
+FULL: dict[str, Any] = {
+    "track_loss": True,
+    "track_clipping": True,
+    "loss_fn": loss_fn,
+    "budget": None,
+}
 
 
 # --- Steps that are not sampled ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_an_unsampled_step_is_the_step_of_an_unwatched_training(
-    optimizer: str, trace: Callable[..., Trace]
+    optimizer: str, parts: int, trace: Callable[..., Trace]
 ) -> None:
-    alone = trace(steps=8, optimizer=optimizer)
+    alone = trace(steps=8, optimizer=optimizer, parts=parts)
     watched = trace(
         steps=8,
         optimizer=optimizer,
-        monitors=every_monitor(),
+        parts=parts,
+        monitors=gradwatch.presets.full(),
         every_n_steps=4,
         log_every_n_steps=4,
         **FULL,
     )
     for number in (1, 2, 3, 5, 6, 7):
         assert watched[number] == alone[number]
-    assert len(watched[4][0]) > len(alone[4][0])  # that one is sampled
+    # That one is sampled, and the loss evaluated again by the probes.
+    assert Counter(watched[4][0])["addmm.default"] > 2 * Counter(alone[4][0])["addmm.default"]
 
 
 def test_an_unsampled_step_does_not_even_run_python_per_layer() -> None:
@@ -138,13 +154,14 @@ def test_an_unsampled_step_does_not_even_run_python_per_layer() -> None:
     for depth in (1, 20):
         model = deep(depth)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        watch = gradwatch.watch(model, optimizer, every_n_steps=10, log_every_n_steps=10)
+        options: dict[str, Any] = {"monitors": gradwatch.presets.full(), **FULL}
+        watch = gradwatch.watch(model, optimizer, every_n_steps=10, log_every_n_steps=10, **options)
         step(model, optimizer, None)
         with Calls() as counter:
             step(model, optimizer, None)
         calls.append(counter.count)
         watch.close()
-    assert calls[0] == calls[1] < 60
+    assert calls[0] == calls[1] < 70
 
 
 class Calls:
@@ -168,15 +185,17 @@ class Calls:
 # --- Host reads --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_one_host_read_a_report_and_none_between(
-    optimizer: str, trace: Callable[..., Trace]
+    optimizer: str, parts: int, trace: Callable[..., Trace]
 ) -> None:
-    alone = trace(steps=9, optimizer=optimizer)
+    alone = trace(steps=9, optimizer=optimizer, parts=parts)
     watched = trace(
         steps=9,
         optimizer=optimizer,
-        monitors=every_monitor(),
+        parts=parts,
+        monitors=gradwatch.presets.full(),
         every_n_steps=1,
         log_every_n_steps=4,
         **FULL,
@@ -253,21 +272,24 @@ def test_gradient_norms_take_a_dot_product_a_parameter_and_little_else(
     assert sum(extra.values()) - sum(computing.values()) <= 2 * twice + 4
 
 
+@pytest.mark.parametrize("probed", [False, True], ids=["", "with probes"])
 @pytest.mark.parametrize("names", [["GradientNorm"], monitors.__all__], ids=["one", "all"])
 def test_the_operators_are_a_fixed_number_per_parameter(
-    names: list[str], trace: Callable[..., Trace]
+    names: list[str], probed: bool, trace: Callable[..., Trace]
 ) -> None:
+    options = FULL if probed else {}
     counts = []
     for depth in (2, 4, 6):
         chosen = [getattr(monitors, name)() for name in names]
-        extra, parameters = extra_operators(trace, depth, monitors=chosen)
+        extra, parameters = extra_operators(trace, depth, monitors=chosen, **options)
         counts.append((sum(extra.values()), parameters))
     (first, few), (second, some), (third, many) = counts
     assert third - second == second - first
     assert many - some == some - few
-    most = 10 if len(names) == 1 else 60
+    # Each evaluation of the loss by a probe is a forward and a backward.
+    most, most_besides = (10, 80) if len(names) == 1 else (170, 400) if probed else (60, 80)
     assert (third - first) / (many - few) <= most
-    assert first - few * (third - first) / (many - few) <= 80
+    assert first - few * (third - first) / (many - few) <= most_besides
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -312,8 +334,9 @@ def soak() -> Iterator[dict[int, tuple[int, int]]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    options = FULL | {"loss_fn": None}  # so many probes take long; there is a test of their own
     watch = gradwatch.watch(
-        model, optimizer, every_n_steps=1, log_every_n_steps=10, on_error="raise", **FULL
+        model, optimizer, every_n_steps=1, log_every_n_steps=10, on_error="raise", **options
     )
     values = torch.randn(8, 3)
     found = {}
@@ -331,6 +354,23 @@ def test_no_tensor_stays(soak: dict[int, tuple[int, int]]) -> None:
     tensors = [tensors for tensors, _ in soak.values()]
     # What other tests have left behind may go meanwhile.
     assert tensors == sorted(tensors, reverse=True)
+
+
+def test_no_tensor_stays_of_a_probe() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    options: dict[str, Any] = {"every_n_steps": 1, "log_every_n_steps": 10, "on_error": "raise"}
+    monitors = gradwatch.presets.full()
+    watch = gradwatch.watch(model, optimizer, monitors=monitors, **options, **FULL)
+    found = []
+    for number in range(200):
+        step(model, optimizer, watch)
+        if number in {60, 130, 190}:
+            found.append(live_tensors())
+    watch.close()
+    assert watch.summary().value("noise_curvature") is not None
+    assert found == sorted(found, reverse=True)
 
 
 def test_memory_is_constant_once_the_history_is_full(soak: dict[int, tuple[int, int]]) -> None:
@@ -360,19 +400,28 @@ def kept_things() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("steps", [2, 3])
-def test_the_graph_of_a_step_is_let_go(steps: int) -> None:
-    """Between steps the watch holds numbers only: no activation, no gradient, no graph."""
+def test_the_graph_of_a_step_is_let_go(steps: int, told: bool) -> None:
+    """Between steps the watch holds numbers only: no batch, no activation, no gradient, no graph.
+
+    After two steps the newest one was not sampled, and what is told in it is let go as well.
+    """
     model = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 300))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = kept_things()
-    watch = gradwatch.watch(model, optimizer, every_n_steps=2, log_every_n_steps=100, **FULL)
+    options: dict[str, Any] = {"monitors": gradwatch.presets.full(), **FULL}
+    watch = gradwatch.watch(model, optimizer, every_n_steps=2, log_every_n_steps=100, **options)
     for _ in range(steps):
-        loss = model(torch.randn(50, 300)).square().mean()
+        batch = torch.randn(50, 300)
+        loss = loss_fn(model, batch)
         loss.backward()
+        if told:
+            watch.observe(batch=batch)
         optimizer.step()
         optimizer.zero_grad()
-    del loss
+    del loss, batch
     known = set(map(id, before))
     assert [item for item in kept_things() if id(item) not in known] == []
+    assert watch.summary().value("noise_curvature") is not None
     watch.close()

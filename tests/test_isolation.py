@@ -3,7 +3,7 @@
 import errno
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 import gradwatch
+from gradwatch.capture.probe.view import ProbeView
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,11 +34,19 @@ def make() -> tuple[nn.Module, Optimizer]:
     return model, torch.optim.Adam(model.parameters(), lr=0.01)
 
 
+def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+    loss: Tensor = model(batch).square().mean()
+    return loss
+
+
+PROBED: dict[str, Any] = {"loss_fn": loss_fn, "budget": None}
+
+
 def train(model: nn.Module, optimizer: Optimizer, steps: int = STEPS) -> list[Tensor]:
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = model(torch.randn(5, 6)).square().mean()
+        loss = loss_fn(model, torch.randn(5, 6))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
@@ -59,7 +68,7 @@ class Watched:
         model, optimizer = make()
         self.told = gradwatch.MemorySink()
         settings: dict[str, Any] = {"every_n_steps": 2, "log_every_n_steps": 4}
-        settings |= {"track_loss": True, "track_clipping": True} | options
+        settings |= {"track_loss": True, "track_clipping": True} | PROBED | options
         settings["sinks"] = [*settings.pop("sinks", []), self.told]
         self.watch = gradwatch.watch(model, optimizer, **settings)
         losses = train(model, optimizer)
@@ -106,6 +115,39 @@ class BadHalfway(Failing, gradwatch.Monitor):
     def read(self, view: gradwatch.StepView) -> Iterable[gradwatch.Reading]:
         yield gradwatch.Reading("bad", torch.tensor(1.0))
         self.maybe()
+
+
+class BadProbe(Failing, gradwatch.Monitor):
+    metrics = ("bad",)
+    probed = ("bad_number",)
+
+    @override
+    def probe(self, view: ProbeView) -> Mapping[str, Tensor]:
+        self.maybe()
+        return {"bad_number": view.last.loss()}
+
+    @override
+    def read(self, view: gradwatch.StepView) -> list[gradwatch.Reading]:
+        number = view.probed.get("bad_number")
+        return [] if number is None else [gradwatch.Reading("bad", number)]
+
+
+class BadDerivation(Failing, gradwatch.Monitor):
+    metrics = ("bad",)
+
+    @override
+    def read(self, view: gradwatch.StepView) -> list[gradwatch.Reading]:
+        return []
+
+    @override
+    def derive(
+        self,
+        step: gradwatch.StepInfo,
+        measurements: Sequence[gradwatch.Measurement],
+        model: gradwatch.ModelInfo,
+    ) -> Iterable[gradwatch.Measurement]:
+        self.maybe()
+        yield gradwatch.Measurement(metric="bad", scope="model", step=step.step, value=1.0)
 
 
 class BadBound(Failing, gradwatch.Bound):
@@ -191,6 +233,8 @@ def with_part(part: Any) -> dict[str, Any]:
 PARTS: list[tuple[Callable[[int], Any], str]] = [
     (BadMonitor, "monitor BadMonitor"),
     (BadHalfway, "monitor BadHalfway"),
+    (BadProbe, "probe of monitor BadProbe"),
+    (BadDerivation, "monitor BadDerivation"),
     (BadBound, "bound BadBound"),
     (BadRule, "rule BadRule"),
     (BadSink, "sink BadSink"),
@@ -248,7 +292,7 @@ def test_a_failure_stands_in_the_notes_from_then_on(
     notes = [[item for item in report.notes if name in item] for report in watched.told.reports]
     # A sink fails while it is told of a report, which stands in the next one.
     first = at + name.startswith("sink")
-    if name.startswith("monitor") and at:
+    if "monitor" in name and at:
         first = 1  # a monitor is asked twice before the second report
     assert [len(found) for found in notes] == [0] * first + [1] * (4 - first)
     assert all("is off: " in note for found in notes for note in found)
@@ -270,7 +314,8 @@ def test_a_failure_in_the_last_report_stands_in_the_summary(
 def test_raise_lets_the_error_through(part: Callable[[int], Any], name: str) -> None:
     model, optimizer = make()
     bad = part(0)
-    watch = gradwatch.watch(model, optimizer, on_error="raise", track_loss=True, **with_part(bad))
+    options = with_part(bad) | PROBED
+    watch = gradwatch.watch(model, optimizer, on_error="raise", track_loss=True, **options)
     with pytest.raises(type(bad.error)) as caught:
         train(model, optimizer)
     assert caught.value is bad.error
@@ -286,7 +331,7 @@ def test_keyboard_interrupt_passes_through(
     model, optimizer = make()
     bad = part(0)
     bad.error = KeyboardInterrupt()
-    watch = gradwatch.watch(model, optimizer, track_loss=True, **with_part(bad))
+    watch = gradwatch.watch(model, optimizer, track_loss=True, **with_part(bad) | PROBED)
     with pytest.raises(KeyboardInterrupt):
         train(model, optimizer)
     assert not watch.failures
@@ -541,17 +586,38 @@ DEFECTS = [
     "step.told.Told.add_backward_loss",
     "step.clipping.ClippingRecord.record",
     "step.clipping.ClippingRecord.undo",
+    "step.gradient.GradientCapture.read_moments",
+    "step.microbatch.tap.MicrobatchTap._open_or_close",
+    "step.microbatch.capture.MicrobatchCapture.begin_step",
+    "step.microbatch.capture.MicrobatchCapture.take",
+    "sample.independent_gradients",
+    "session.ProbeView",
+    "probe.batch.LastBatch.called",
+    "probe.probes.Probes.begin_step",
+    "probe.probes.Probes.run",
+    "probe.probes.Probes.take",
+    "probe.probes.Probes.read",
+    "probe.probes.autocast_type",
+    "probe.schedule.Schedule.due",
+    "probe.schedule.Schedule.ran",
+    "probe.stopwatch.Stopwatch.time",
+    "probe.stopwatch.Stopwatch.seconds",
 ]
 ONLY_AT_FIRST = {
+    # The gradients of the first step were no micro-batches, so nobody listens any more.
+    *(name for name in DEFECTS if name.startswith("step.microbatch.capture")),
     "forward.layers.link_layers",
     *(name for name in DEFECTS if name.startswith("forward.links")),
+}
+ONLY_LATER = {  # before the training an error may be raised
+    "model.parameters.ParameterTable.of",
+    "step.microbatch.tap.MicrobatchTap._open_or_close",
 }
 CASES = [
     (name, late)
     for name in DEFECTS
     for late in (False, True)
-    if not (late and name in ONLY_AT_FIRST)
-    and (late or name != "model.parameters.ParameterTable.of")
+    if not (late and name in ONLY_AT_FIRST) and (late or name not in ONLY_LATER)
 ]
 
 
@@ -583,6 +649,36 @@ def test_a_defect_in_a_hook_leaves_the_training_alone(
     assert len(watched.watch.failures) == 1
     assert "a defect in gradwatch itself" in next(iter(watched.watch.failures.values()))
     assert len([item for item in caplog.records if "switched off" in item.getMessage()]) == 1
+
+
+DIFFERENTIATE = {"GradientNoise", "Smoothness", "DropoutNoise"}
+PROBE_DEFECTS = {
+    "probes.undisturbed": {*DIFFERENTIATE, "InputStatistics"},
+    "undisturbed._kept_attributes": {*DIFFERENTIATE, "InputStatistics"},
+    "undisturbed._restore": {*DIFFERENTIATE, "InputStatistics"},
+    "objective.functional_call": DIFFERENTIATE,
+    "objective.Objective.parameters": DIFFERENTIATE,
+}
+
+
+@pytest.mark.parametrize("name", PROBE_DEFECTS)
+def test_a_defect_in_a_probe_leaves_the_training_alone(
+    name: str,
+    training_state: State,
+    unwatched: dict[str, Any],
+    assert_identical: Compare,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each probe that comes across it is off, and all else is on."""
+    monkeypatch.setattr(f"gradwatch.capture.probe.{name}", explode)
+    watched = Watched(training_state)
+    assert_identical(unwatched, watched.state)
+    assert set(watched.watch.failures) == {
+        f"probe of monitor {monitor}" for monitor in PROBE_DEFECTS[name]
+    }
+    last = watched.told.reports[-1]
+    assert last.value("gradient_norm") is not None
+    assert last.value("gradient_square") is not None  # from the state of Adam
 
 
 def test_a_failing_capture_is_told_at_the_end(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import pickle
 import random
 import subprocess
@@ -24,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 import gradwatch
 from gradwatch import monitors
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 Batch = tuple[Tensor, Tensor]
 Traces = Callable[..., dict[str, Any]]
 Compare = Callable[[Any, Any], None]
@@ -37,17 +40,19 @@ CLASSES = 3
 
 
 class Classifier(nn.Module):
-    """A GRU whose last state is classified, a parameter that is frozen and one never used."""
+    """A recurrence whose last state is classified, a frozen parameter and one never used."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
-        self.gru = nn.GRU(4, 8, num_layers=2, dropout=0.2, batch_first=True)
+        self.recurrence = kind(
+            input_size=4, hidden_size=8, num_layers=2, dropout=0.2, batch_first=True
+        )
         self.head = nn.Linear(8, CLASSES)
         self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
         self.unused = nn.Parameter(torch.randn(3))
 
     def forward(self, values: Tensor) -> Tensor:
-        states, _ = self.gru(values)
+        states, _ = self.recurrence(values)
         logits: Tensor = self.head(states[:, -1])
         return logits
 
@@ -111,6 +116,16 @@ def cnn() -> nn.Module:
     return model
 
 
+def noisy() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.3),
+        nn.Linear(16, CLASSES),
+    )
+
+
 def spectral() -> nn.Module:
     return nn.Sequential(
         spectral_norm(nn.Linear(6, 16)),
@@ -121,11 +136,21 @@ def spectral() -> nn.Module:
     )
 
 
-SHAPES: dict[str, tuple[int, ...]] = {"cnn": (5, 2, 6, 6), "gru": (5, 7, 4), "encoder": (5, 7, 8)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "cnn": (5, 2, 6, 6),
+    "gru": (5, 7, 4),
+    "lstm": (5, 7, 4),
+    "encoder": (5, 7, 8),
+    "teacher": (24, 6),
+    "noisy": (7, 6),  # a third of it is still a batch to normalise
+}
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
-    "gru": Classifier,
+    "teacher": lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
+    "noisy": noisy,
+    "gru": lambda: Classifier(nn.GRU),
+    "lstm": lambda: Classifier(nn.LSTM),
     "encoder": Encoder,
     "spectral": spectral,
     "reentrant": lambda: Checkpointed(reentrant=True),
@@ -133,6 +158,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    "slow": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3),
     "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1),
     "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01, fused=True),
@@ -146,7 +172,14 @@ def draw(name: str) -> Batch:
     """A batch that depends on all three random streams, so that none may be disturbed."""
     size = SHAPES.get(name, (5, 6))
     inputs = torch.randn(size) * (1 + 0.1 * random.random()) + 0.1 * float(np.random.rand())
-    return inputs, torch.randint(CLASSES, size[:1])
+    targets = torch.randint(CLASSES, size[:1])
+    return inputs, targets if name != "teacher" else (inputs[:, 0] > 0).long()
+
+
+def seed() -> None:
+    torch.manual_seed(0)
+    random.seed(1)
+    np.random.seed(2)
 
 
 # --- How it is trained -------------------------------------------------------------------------
@@ -160,8 +193,18 @@ class Training:
     watch: gradwatch.Watch | None
 
     def loss(self) -> Tensor:
-        inputs, targets = draw(self.name)
-        return nn.functional.cross_entropy(self.model(inputs), targets)
+        return self.tell(draw(self.name))
+
+    def tell(self, batch: Batch) -> Tensor:
+        """The loss of a batch that the watch is told of, so that it can probe."""
+        if self.watch is not None:
+            self.watch.observe(batch=batch, gradients=False)
+        return loss_fn(self.model, batch)
+
+
+def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, targets = batch
+    return nn.functional.cross_entropy(model(inputs), targets)
 
 
 Loop = Callable[[Training, int], Iterator[Tensor]]
@@ -238,8 +281,7 @@ def closure(training: Training, steps: int) -> Iterator[Tensor]:
 
     def evaluate() -> Tensor:
         training.optimizer.zero_grad()
-        inputs, targets = batch
-        loss = nn.functional.cross_entropy(training.model(inputs), targets)
+        loss = training.tell(batch)
         loss.backward()
         losses.append(loss)
         return loss
@@ -270,18 +312,35 @@ def scaling(training: Training, steps: int) -> Iterator[Tensor]:
     yield torch.tensor(scales)
 
 
+def autocasting(training: Training, steps: int) -> Iterator[Tensor]:
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = training.loss()
+        loss.backward()
+        training.optimizer.step()
+        yield loss
+
+
 def penalising(training: Training, steps: int) -> Iterator[Tensor]:
     """A gradient penalty, by double backward."""
     for _ in range(steps):
         training.optimizer.zero_grad()
-        loss = training.loss()
-        parameters = [item for item in training.model.parameters() if item.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        penalty = torch.stack([item.square().sum() for item in gradients if item is not None])
-        whole = loss + 0.01 * penalty.sum()
+        batch = draw(training.name)
+        if training.watch is not None:
+            training.watch.observe(batch=batch, gradients=False)
+        whole = penalised(training.model, batch)
         whole.backward()
         training.optimizer.step()
         yield whole
+
+
+def penalised(model: nn.Module, batch: Batch) -> Tensor:
+    loss = loss_fn(model, batch)
+    parameters = [item for item in model.parameters() if item.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    penalty = torch.stack([item.square().sum() for item in gradients if item is not None])
+    return loss + 0.01 * penalty.sum()
 
 
 LOOPS: dict[str, Loop] = {
@@ -292,12 +351,15 @@ LOOPS: dict[str, Loop] = {
     "clipping_by_watch": clipping_by_watch,
     "closure": closure,
     "scaling": scaling,
+    "autocasting": autocasting,
     "penalising": penalising,
 }
 
 
 def every_monitor() -> list[gradwatch.Monitor]:
-    return [getattr(monitors, name)() for name in monitors.__all__]
+    found = gradwatch.presets.full()
+    assert {type(item).__name__ for item in found} == set(monitors.__all__)
+    return found
 
 
 def full_watch(
@@ -306,6 +368,8 @@ def full_watch(
     """A watch that does all it can, on every step, and hides no error of its own."""
     settings: dict[str, Any] = {
         "monitors": every_monitor(),
+        "loss_fn": loss_fn,
+        "budget": None,
         "every_n_steps": 1,
         "log_every_n_steps": 5,
         "track_loss": True,
@@ -330,13 +394,14 @@ def run(training_state: Traces, tmp_path: Path) -> Run:
     def train(
         name: str, optimizer: str, loop: str, steps: int, *, watched: bool
     ) -> tuple[dict[str, Any], list[gradwatch.Report]]:
-        torch.manual_seed(0)
-        random.seed(1)
-        np.random.seed(2)
+        seed()
         model = MODELS[name]()
         chosen = OPTIMIZERS[optimizer](model)
         told = gradwatch.MemorySink()
-        watch = full_watch(model, chosen, logdir=tmp_path, sinks=[told]) if watched else None
+        options = {"loss_fn": penalised if loop == "penalising" else loss_fn}
+        watch = None
+        if watched:
+            watch = full_watch(model, chosen, logdir=tmp_path, sinks=[told], **options)
         training = Training(name, model, chosen, watch)
         values = [item.detach().clone() for item in LOOPS[loop](training, steps)]
         if watch is not None:
@@ -353,6 +418,8 @@ GRID = [
         for name in ("mlp", "cnn", "gru", "encoder")
         for optimizer in ("sgd", "adam", "adamw")
     ],
+    ("noisy", "sgd", "plain", 60),
+    ("lstm", "adam", "plain", 12),
     *[(name, "sgd", "plain", 12) for name in ("spectral", "reentrant", "non_reentrant")],
     *[(name, "adam", "evaluating", 6) for name in ("cnn", "gru", "encoder", "spectral")],
     ("cnn", "adamw", "accumulating", 12),
@@ -362,7 +429,10 @@ GRID = [
     ("mlp", "lbfgs", "closure", 8),
     ("mlp", "sgd", "scaling", 12),
     ("cnn", "fused", "scaling", 12),
+    ("noisy", "sgd", "autocasting", 12),
+    ("lstm", "adamw", "autocasting", 6),
     ("mlp", "adam", "penalising", 12),
+    ("noisy", "lbfgs", "closure", 6),
     ("non_reentrant", "adam", "accumulating", 6),
     ("reentrant", "adam", "clipping", 6),
 ]
@@ -381,6 +451,15 @@ def test_a_watched_training_is_bit_identical(
     assert len(reports) >= steps // 5 - 2
     assert any(report.value("gradient_norm_used") is not None for report in reports[1:])
     assert reports[-1].value("activation_norm", list_of_layers(reports)[-1]) is not None
+    if name == "reentrant":
+        assert any("use_reentrant=False" in note for note in reports[-1].notes)
+    else:
+        assert number_of("smoothness_secant", reports) >= len(reports)
+        assert number_of("noise_curvature", reports) >= len(reports)
+
+
+def number_of(metric: str, reports: Sequence[gradwatch.Report]) -> int:
+    return sum(item.metric == metric for report in reports for item in report.measurements)
 
 
 def list_of_layers(reports: Sequence[gradwatch.Report]) -> list[str]:
@@ -390,19 +469,96 @@ def list_of_layers(reports: Sequence[gradwatch.Report]) -> list[str]:
 
 def test_every_moment_of_the_grid_was_watched(run: Run) -> None:
     """The comparison above is empty if the watch did not look."""
-    _, reports = run("mlp", "sgd", "plain", 11, watched=True)
-    assert [report.step for report in reports] == [0, 5, 10]
-    assert [step.step for report in reports for step in report.steps] == list(range(11))
-    measured = {item.metric for report in reports for item in report.measurements}
+    measured = set()
+    for name, optimizer in (("noisy", "sgd"), ("teacher", "slow")):
+        _, reports = run(name, optimizer, "plain", 61, watched=True)
+        assert [report.step for report in reports] == list(range(0, 61, 5))
+        assert [step.step for report in reports for step in report.steps] == list(range(61))
+        measured |= {item.metric for report in reports for item in report.measurements}
     offered = {metric for monitor in every_monitor() for metric in monitor.metrics}
-    assert measured == offered
+    assert measured == offered, offered - measured
+
+
+def test_a_compiled_training_is_bit_identical(
+    training_state: Traces, assert_identical: Compare
+) -> None:
+    """Probes run uncompiled, and have nothing compiled anew."""
+
+    def train(*, watched: bool) -> tuple[dict[str, Any], list[int]]:
+        torch._dynamo.reset()
+        captured: list[int] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            captured.append(len(graph.graph.nodes))
+            return graph.forward
+
+        seed()
+        model = noisy()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        compiled: Any = torch.compile(model, backend=backend)
+        told = gradwatch.MemorySink()
+        watch = full_watch(compiled, optimizer, sinks=[told]) if watched else None
+        losses = train_steps(compiled, optimizer, "noisy", 8, watch)
+        if watch is not None:
+            watch.close()
+            assert number_of("smoothness_secant", told.reports) == 8
+        state = {"losses": [item.detach() for item in losses], **training_state(model, optimizer)}
+        return state, captured
+
+    (alone, graphs), (watched, as_many) = train(watched=False), train(watched=True)
+    assert_identical(alone, watched)
+    assert graphs == as_many != []
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_language_model_that_returns_its_loss_is_bit_identical(
+    checkpointed: bool, training_state: Traces, assert_identical: Compare
+) -> None:
+    """GPT-2 with dropout and the attention kernels that transformers takes by default."""
+    transformers = pytest.importorskip("transformers")
+
+    def train(*, watched: bool) -> dict[str, Any]:
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(
+            vocab_size=31, n_positions=16, n_embd=8, n_layer=2, n_head=2
+        )
+        model = transformers.GPT2LMHeadModel(config)
+        assert model.config._attn_implementation == "sdpa"
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        told = gradwatch.MemorySink()
+        watch = full_watch(model, optimizer, sinks=[told], loss_fn=None) if watched else None
+        losses = []
+        for _ in range(6):
+            tokens = torch.randint(31, (6, 10))
+            loss = model(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        if watch is not None:
+            watch.close()
+            assert number_of("smoothness_secant", told.reports) == 6
+            assert number_of("noise_curvature", told.reports) == 6
+            assert number_of("dropout_variance", told.reports) == 6
+        return {"losses": losses, **training_state(model, optimizer)}
+
+    assert_identical(train(watched=False), train(watched=True))
 
 
 # --- Nothing stays behind ----------------------------------------------------------------------
 
 
-def train_steps(model: nn.Module, optimizer: Optimizer, name: str, steps: int = 3) -> list[Tensor]:
-    return list(plain(Training(name, model, optimizer, None), steps))
+def train_steps(
+    model: nn.Module,
+    optimizer: Optimizer,
+    name: str,
+    steps: int = 3,
+    watch: gradwatch.Watch | None = None,
+) -> list[Tensor]:
+    return list(plain(Training(name, model, optimizer, watch), steps))
 
 
 def made(name: str) -> tuple[nn.Module, Optimizer]:
@@ -417,7 +573,7 @@ def test_close_leaves_no_trace(name: str, steps: int, traces_on: Traces) -> None
     model, optimizer = made(name)
     before = traces_on(model, optimizer)
     watch = full_watch(model, optimizer)
-    train_steps(model, optimizer, name, steps)
+    train_steps(model, optimizer, name, steps, watch)
     assert {"torch.observed"} <= set(traces_on(model, optimizer)["hooks"])
     watch.close()
     after = traces_on(model, optimizer)
@@ -464,7 +620,7 @@ def test_nothing_is_written_onto_the_users_objects(name: str, traces_on: Traces)
         assert during["classes"] == before["classes"]
         assert list(model.state_dict()) == keys
         assert optimizer.state_dict().keys() == {"state", "param_groups"}
-        train_steps(model, optimizer, name, 1)
+        train_steps(model, optimizer, name, 1, watch)
     watch.close()
 
 
@@ -485,7 +641,7 @@ def test_hooks_of_the_user_stay(hooks_on: Traces) -> None:
     model[0].register_forward_hook(lambda *_: called.append("module"))  # type: ignore[index]
     optimizer.register_step_post_hook(lambda *_: called.append("optimizer"))
     before = hooks_on(model, optimizer)
-    with full_watch(model, optimizer):
+    with full_watch(model, optimizer, loss_fn=None):  # they run in probes, too
         train_steps(model, optimizer, "mlp", 2)
     assert hooks_on(model, optimizer) == before
     assert called == ["module", "optimizer"] * 2

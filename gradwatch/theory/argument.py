@@ -1,38 +1,20 @@
-"""Checks of arguments that raise, beside those that describe a fault.
+"""Checks of arguments: each describes the first fault it finds, or returns an empty string.
+
+`require` raises what they describe, `values_of` raises itself.
 
 Units in this package: L is the unit of the loss, P that of a parameter. A gradient is L/P, its
 square and its variance (L/P)², a curvature L/P², a learning rate of plain SGD P²/L.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradwatch.errors import ConfigError
-from gradwatch.theory.norm_preservation.argument import (
-    fault_in,
-    inside_unit,
-    not_negative,
-    positive,
-    whole,
-)
-
-__all__ = [
-    "Vector",
-    "above_one",
-    "at_least_one",
-    "fault_in",
-    "finite",
-    "inside_unit",
-    "keep_rate",
-    "momentum_rate",
-    "not_negative",
-    "positive",
-    "require",
-    "values_of",
-    "whole",
-]
 
 Vector = NDArray[np.float64]
 
@@ -48,6 +30,43 @@ def require(*faults: str) -> None:
     """
     if fault := next(filter(None, faults), ""):
         raise ConfigError(fault)
+
+
+def fault_in(values: Mapping[str, float], holds: Callable[[float], bool], need: str) -> str:
+    """Describes the first value that is no number or breaks its range; empty if there is none."""
+    faults = (_fault(name, value, holds, need) for name, value in values.items())
+    return next(filter(None, faults), "")
+
+
+def _fault(name: str, value: Any, holds: Callable[[float], bool], need: str) -> str:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return f"{name} must be a number, got {value!r}"
+    try:
+        float(value)
+    except OverflowError:
+        return f"{name} must {need}, got a number that is too large"
+    return "" if holds(value) else f"{name} must {need}, got {value}"
+
+
+def whole(least: int = 1, **values: float) -> str:
+    """Values that must be counts."""
+    need = f"be a whole number of at least {least}"
+    return fault_in(values, lambda v: v >= least and float(v).is_integer(), need)
+
+
+def positive(**values: float) -> str:
+    """Values that must be positive and finite."""
+    return fault_in(values, lambda v: 0 < v < math.inf, "be positive and finite")
+
+
+def not_negative(**values: float) -> str:
+    """Values that must be finite and not negative."""
+    return fault_in(values, lambda v: 0 <= v < math.inf, "be finite and at least 0")
+
+
+def inside_unit(**values: float) -> str:
+    """Values that must lie between 0 and 1, both excluded."""
+    return fault_in(values, lambda v: 0 < v < 1, "lie in (0, 1)")
 
 
 def finite(**values: float) -> str:

@@ -37,7 +37,12 @@ from gradwatch_transformers import GradwatchCallback, attach
 
 TOKENS = 31
 STEPS = 6
-EVERY: dict[str, Any] = {"every_n_steps": 1, "log_every_n_steps": 1, "on_error": "raise"}
+EVERY: dict[str, Any] = {
+    "every_n_steps": 1,
+    "log_every_n_steps": 1,
+    "on_error": "raise",
+    "budget": None,  # every probe in every step
+}
 TIMINGS = ("runtime", "per_second")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "closed_at_the_end")
@@ -236,6 +241,8 @@ def test_the_training_is_bit_identical(
         )
         if watched:
             assert hooks_of_gradwatch(trainer) == {}
+            probed = "gradwatch/smoothness_secant"
+            assert any(probed in entry for entry in trainer.state.log_history)
     assert_identical(ends[0], ends[1])
 
 
@@ -453,6 +460,7 @@ def test_a_resumed_run_reports_what_an_uninterrupted_one_does(
         "every_n_steps": cadence[0],
         "log_every_n_steps": cadence[1],
         "on_error": "raise",
+        "budget": None,
     }
 
     def run(name: str, steps: int, checkpoint: str | None = None) -> Any:

@@ -23,6 +23,9 @@ QUANTITIES = (
     "loss",
     "batch_size",
     "lr",
+    "gradient_square",
+    "gradient_variance",
+    "smoothness_secant",
 )
 PACKAGES = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "peft", "trl")
 WRONG = "**wrong**"
@@ -120,10 +123,11 @@ class ModeTable:
 
 def table(rows: dict[str, dict[str, str]]) -> Iterator[str]:
     reasons: dict[str, int] = {}
-    yield f"| mode | {' | '.join(QUANTITIES)} |"
-    yield "|---" * (len(QUANTITIES) + 1) + "|"
+    asked = [name for name in QUANTITIES if any(name in row for row in rows.values())]
+    yield f"| mode | {' | '.join(asked)} |"
+    yield "|---" * (len(asked) + 1) + "|"
     for mode, row in sorted(rows.items()):
-        yield f"| {mode} | {' | '.join(shown(row.get(name), reasons) for name in QUANTITIES)} |"
+        yield f"| {mode} | {' | '.join(shown(row.get(name), reasons) for name in asked)} |"
     if reasons:
         yield ""
     for reason, number in reasons.items():

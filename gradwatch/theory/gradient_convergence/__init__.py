@@ -11,8 +11,9 @@ SGD, N steps, B batch size, D = f(start) - lowest f, L smoothness (top eigenvalu
 along the path), sigma² trace of the covariance of the gradient of one sample, s² = sigma²/B, eps
 target for the mean of ||grad f||², zeta keep rate of a mask (1 - p of `nn.Dropout`).
 
-L and sigma² change during training: at initialisation they are 7 to 30 times below later values.
-Nothing here is about test error.
+Along a training L and sigma² change by factors, up or down (7 to 30 times up in one experiment):
+what follows from those at initialisation may be off either way, so measure again during the
+training. Nothing here is about test error.
 """
 
 from gradwatch.theory.gradient_convergence.bound import (

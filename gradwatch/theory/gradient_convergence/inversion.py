@@ -17,7 +17,7 @@ def best_learning_rate(
 ) -> float:
     """The constant learning rate with the smallest bound after N steps.
 
-    g* = 2a / (a L + sqrt(a² L² + 4 a c)), a = 2 D / N, c = L sigma² / B; the bound there is
+    g* = 2 / (L + sqrt(L² + 4 c / a)), a = 2 D / N, c = L sigma² / B; the bound there is
     c g* / (1 - L g*). It is 1/L without noise.
 
     Args:
@@ -45,9 +45,9 @@ def best_learning_rate(
         not_negative(variance=variance),
         at_least_one(batch_size=batch_size, steps=steps),
     )
-    a = 2.0 * loss_gap / steps
     c = smoothness * variance / batch_size
-    return 2.0 * a / (a * smoothness + math.sqrt((a * smoothness) ** 2 + 4.0 * a * c))
+    noise = 2.0 * math.sqrt(c * steps / (2.0 * loss_gap))
+    return 2.0 / (smoothness + math.hypot(smoothness, noise))
 
 
 def learning_rate_for_floor(
@@ -253,5 +253,6 @@ def trainings_for_reliability(delta: float, factor: float = 2.0) -> int:
 
 
 def _count(amount: float, each: float) -> int | float:
-    """Smallest count that reaches the amount; inf if none does."""
-    return max(1, math.ceil(amount / each)) if each > 0.0 else math.inf
+    """Smallest count that reaches the amount; inf if none does, or none that a float can hold."""
+    count = amount / each if each > 0.0 else math.inf
+    return max(1, math.ceil(count)) if math.isfinite(count) else math.inf

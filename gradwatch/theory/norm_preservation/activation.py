@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradwatch.theory.norm_preservation.argument import fault_in, not_negative
+from gradwatch.theory.argument import fault_in, not_negative
 from gradwatch.theory.norm_preservation.vector import Vector
 
 

@@ -4,12 +4,8 @@ import math
 
 import numpy as np
 
-from gradwatch.theory.norm_preservation.argument import (
-    dropout_rate,
-    fault_in,
-    not_negative,
-    whole,
-)
+from gradwatch.theory.argument import fault_in, not_negative, whole
+from gradwatch.theory.norm_preservation.argument import dropout_rate
 from gradwatch.theory.norm_preservation.vector import Vector
 
 

@@ -4,12 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from gradwatch.theory.norm_preservation.argument import (
-    not_negative,
-    positive,
-    whole,
-    widths_with_kappas,
-)
+from gradwatch.theory.argument import not_negative, positive, whole
+from gradwatch.theory.norm_preservation.argument import widths_with_kappas
 from gradwatch.theory.norm_preservation.one_layer import Moments
 
 NARROWEST: Final = 16

@@ -9,13 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gradwatch.theory.norm_preservation.argument import (
-    fault_in,
-    inside_unit,
-    layer_widths,
-    positive,
-    whole,
-)
+from gradwatch.theory.argument import fault_in, inside_unit, positive, whole
+from gradwatch.theory.norm_preservation.argument import layer_widths
 from gradwatch.theory.norm_preservation.one_layer import tail_exponent
 from gradwatch.theory.norm_preservation.vector import Vector
 

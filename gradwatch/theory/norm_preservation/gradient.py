@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gradwatch.theory.norm_preservation.argument import fault_in, whole
+from gradwatch.theory.argument import fault_in, whole
 from gradwatch.theory.norm_preservation.vector import Vector
 
 

@@ -1,6 +1,6 @@
 """Initialisations: what a layer does to the mean square and to the norm, by its weight variance."""
 
-from gradwatch.theory.norm_preservation.argument import not_negative, whole
+from gradwatch.theory.argument import not_negative, whole
 
 
 def mean_square_factor(weight_variance: float, fan_in: int, second_moment: float) -> float:

@@ -3,13 +3,8 @@
 import math
 from typing import NamedTuple
 
-from gradwatch.theory.norm_preservation.argument import (
-    dropout_rate,
-    fault_in,
-    inside_unit,
-    positive,
-    whole,
-)
+from gradwatch.theory.argument import fault_in, inside_unit, positive, whole
+from gradwatch.theory.norm_preservation.argument import dropout_rate
 
 
 class Moments(NamedTuple):

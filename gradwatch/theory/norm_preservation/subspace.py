@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from gradwatch.theory.norm_preservation.argument import inside_unit, whole
+from gradwatch.theory.argument import inside_unit, whole
 from gradwatch.theory.norm_preservation.depth_bound import minimum, smallest
 from gradwatch.theory.norm_preservation.one_layer import tail_exponent
 

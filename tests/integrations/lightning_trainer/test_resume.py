@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     trainer: Any,
     next_second: Callable[[], None],
 ) -> None:
-    half = 9  # in the midst of the second epoch, where Lightning starts the data anew
+    half = 15  # in the midst of the third epoch, where Lightning starts the data anew
     recorded, drawn = [], []
     for name, stops in (("whole", [2 * half]), ("parts", [half, 2 * half])):
         state = None
@@ -57,6 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
                 every_n_steps=every,
                 log_every_n_steps=log_every,
                 on_error="raise",
+                budget=None,
             )
             logs = pl.loggers.TensorBoardLogger(tmp_path / f"{name} drawn", version=0)
             saved = tmp_path / f"{name}.ckpt"
@@ -69,6 +70,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         drawn.append(board_points(logs))
     whole, parts = (numbers(run.reports) for run in recorded)
     assert parts == whole
+    probed = {"gradient_square", "smoothness_secant"} if not manual else {"gradient_square"}
+    assert probed <= {key[0] for key in whole}
+    if every == 1:  # so many readings that there is a mean of them
+        assert whole["stationarity_recent", "model", 2 * half - 1] is not None
     assert len([key for key in whole if key[0] == "loss"]) == math.ceil(2 * half / every)
     assert recorded[1].header.model == recorded[0].header.model
     assert drawn[1] == drawn[0]

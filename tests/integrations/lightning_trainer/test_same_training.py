@@ -12,7 +12,12 @@ from gradwatch_lightning import GradwatchCallback
 pytest.importorskip("lightning")
 
 SIZE = 4  # of the fixture `data`
-EVERY: dict[str, Any] = {"every_n_steps": 1, "log_every_n_steps": 1, "on_error": "raise"}
+EVERY: dict[str, Any] = {
+    "every_n_steps": 1,
+    "log_every_n_steps": 1,
+    "on_error": "raise",
+    "budget": None,  # every probe in every step
+}
 
 
 def transformer_step(self: Any, batch: Any, index: int) -> Tensor:
@@ -60,9 +65,14 @@ def test_training_is_bit_identical(
         return training_state(model, *boss.optimizers), logged, before, after
 
     alone = run()
-    callback = GradwatchCallback(**EVERY)
+    callback = GradwatchCallback(monitors=gradwatch.presets.full(), **EVERY)
     assert_identical(run(callback), alone)
-    assert callback.summary().measurements
+    if mode == "manual":
+        notes = callback.summary().notes
+        assert any("smoothness_secant" in note and "manual" in note for note in notes)
+    else:
+        assert callback.summary().value("smoothness_secant") is not None
+        assert callback.summary().value("dropout_variance") is not None
 
 
 def test_evaluation_keeps_its_fused_kernels(
