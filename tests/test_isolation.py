@@ -654,7 +654,7 @@ def test_a_defect_in_a_hook_leaves_the_training_alone(
 DIFFERENTIATE = {"GradientNoise", "Smoothness", "DropoutNoise"}
 PROBE_DEFECTS = {
     "probes.undisturbed": {*DIFFERENTIATE, "InputStatistics"},
-    "undisturbed._kept_attributes": {*DIFFERENTIATE, "InputStatistics"},
+    "undisturbed.kept_attributes": {*DIFFERENTIATE, "InputStatistics"},
     "undisturbed._restore": {*DIFFERENTIATE, "InputStatistics"},
     "objective.functional_call": DIFFERENTIATE,
     "objective.Objective.parameters": DIFFERENTIATE,

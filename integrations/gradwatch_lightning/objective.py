@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 from torch import nn
+from typing_extensions import override
 
-from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.objective import Objective
 
 LOGGING: Final[tuple[str, ...]] = ("log", "log_dict", "print")
@@ -32,7 +33,8 @@ class TrainingStep(Objective):
         self._batches = batches
         self._batch_idx = batch_idx
 
-    def _inputs(self) -> Any:
+    @override
+    def inputs(self) -> Any:
         return self._batches.batch
 
     def _evaluate(self, rows: slice | None) -> Any:
@@ -41,9 +43,9 @@ class TrainingStep(Objective):
                 "the training step of manual optimization cannot be evaluated again, as it steps "
                 "the optimizers itself; give a loss_fn"
             )
-        batch = self._batches.batch
+        batch = fresh(self._batches.batch, rows)
         with silenced(self.model), _precision(self.model):
-            return _loss_in(self._call(batch if rows is None else some_rows(batch, rows)))
+            return _loss_in(self._call(batch))
 
     def _call(self, batch: Any) -> Any:
         step: Any = self.model.training_step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
 from gradwatch.capture.probe.undisturbed import undisturbed
 
@@ -424,12 +424,12 @@ def test_a_batch_that_was_changed_in_place() -> None:
 
 def test_rows_of_nested_batches() -> None:
     batch = {"x": [torch.arange(4), "text"], "y": (torch.ones(4, 2), torch.ones(3)), "n": 4}
-    cut = some_rows(batch, slice(1, 3))
+    cut = fresh(batch, slice(1, 3))
     assert cut["x"][0].tolist() == [1, 2]
     assert [item.shape[0] for item in cut["y"]] == [2, 3]
     assert (cut["x"][1], cut["n"]) == ("text", 4)
     with pytest.raises(ObjectiveError, match="no tensor"):
-        some_rows({"n": 4}, slice(2))
+        fresh({"n": 4}, slice(2))
 
 
 def test_a_loss_that_is_none() -> None:

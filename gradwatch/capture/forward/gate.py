@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from gradwatch.capture.hooks import (
 )
 from gradwatch.capture.part import INPUT, OUTPUT
 from gradwatch.isolation import Isolation
+
+_paused: Final = ContextVar("paused", default=False)
+"""Of this thread: what runs now is a probe."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +78,6 @@ class ForwardGate:
         self.is_open = False
         self._held = False
         self._by_hand = False
-        self._paused = False
         self.reset()
         if model is not None:
             self._attach(model)
@@ -121,16 +124,18 @@ class ForwardGate:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Lets the model run without being noticed.
+        """Lets models run without being noticed, by this watch or another one.
 
         Yields:
             Nothing.
         """
-        before, self._paused = self._paused, True
+        token = _paused.set(True)
+        was_open, self.is_open = self.is_open, False
         try:
             yield
         finally:
-            self._paused = before
+            self.is_open = was_open
+            _paused.reset(token)
 
     def release(self, completed: bool) -> None:
         """Closes the gate after `hold`; does nothing if it is not held.
@@ -143,7 +148,7 @@ class ForwardGate:
             self._close(completed)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._paused or self._by_hand or is_traced() or is_replica(module):
+        if _paused.get() or self._by_hand or is_traced() or is_replica(module):
             return
         if not module.training:
             return
@@ -158,7 +163,7 @@ class ForwardGate:
                 self._isolation.run(INPUT, self._on_inputs, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._paused or self._by_hand or is_replica(module) or not self.is_open:
+        if _paused.get() or self._by_hand or is_replica(module) or not self.is_open:
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
@@ -179,7 +184,7 @@ class ForwardGate:
         if not self.is_open:
             return
         self.is_open = False
-        if not completed:  # the batch will not be trained on
+        if not completed and self._passes:  # the batch will not be trained on
             self._passes.pop()
         self._on_end(completed)
 

@@ -99,7 +99,7 @@ def has_stepped(optimizer: Optimizer) -> bool:
 
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:
-    """What the first parameter group says of momentum, betas and weight decay.
+    """What the first parameter group says of momentum, dampening, betas and weight decay.
 
     Args:
         optimizer: a torch optimizer.
@@ -110,8 +110,11 @@ def settings_of(optimizer: Optimizer) -> dict[str, Any]:
     """
     group = optimizer.param_groups[0] if optimizer.param_groups else {}
     betas = group.get("betas") or ()
+    momentum = _number(group.get("momentum"))
     return {
-        "momentum": _number(group.get("momentum")),
+        "momentum": momentum,
+        # Without momentum torch's SGD leaves it out of account.
+        "dampening": _number(group.get("dampening")) if momentum else None,
         "betas": tuple(map(float, betas)) if _all_numbers(betas) and betas else None,
         "weight_decay": _number(group.get("weight_decay")),
     }

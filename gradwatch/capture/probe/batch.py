@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from gradwatch.capture.forward.gate import batch_size, tensors_in
 from gradwatch.errors import GradwatchError
@@ -26,16 +27,13 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def rows(self, rows: slice) -> "Call":
-        """The same call with some of the examples only.
+    def fresh(self, rows: slice | None = None) -> "Call":
+        """The same call with copies of the tensors, perhaps of some of the examples only.
 
         Args:
-            rows: which examples.
-
-        Returns:
-            Views; nothing is copied.
+            rows: which examples; None for all.
         """
-        args, kwargs = some_rows((self.args, self.kwargs), rows)
+        args, kwargs = fresh((self.args, self.kwargs), rows)
         return Call(args, kwargs)
 
 
@@ -127,41 +125,46 @@ def _check_unchanged(values: Any, versions: list[int]) -> None:
         )
 
 
-def some_rows(batch: Any, rows: slice) -> Any:
-    """Some of the examples of a batch.
+def fresh(batch: Any, rows: slice | None = None) -> Any:
+    """A batch for one evaluation of a loss, which may do with it what it likes.
 
     Args:
-        batch: a tensor or nested tuples, lists and mappings of them. Every tensor whose first
-            dimension is the batch size is cut; everything else stays.
-        rows: which examples.
+        batch: a tensor or nested tuples, lists and mappings of them. Tensors are copied, and every
+            one whose first dimension is the batch size is cut; everything else stays.
+        rows: which examples; None for all.
 
     Returns:
-        The same structure; the tensors are views.
+        The same structure, anew.
 
     Raises:
-        ObjectiveError: if the batch shows no examples.
+        ObjectiveError: if some examples are wanted and the batch shows none.
 
     Example:
         >>> import torch
-        >>> some_rows({"x": torch.arange(4), "n": 3}, slice(2))
+        >>> fresh({"x": torch.arange(4), "n": 3}, slice(2))
         {'x': tensor([0, 1]), 'n': 3}
     """
     size = batch_size(batch)
-    if size == 0:
+    if rows is not None and size == 0:
         raise ObjectiveError("the batch holds no tensor whose first dimension counts examples")
-    return _cut(batch, rows, size)
+    return _copied(batch, rows, size)
 
 
-def _cut(values: Any, rows: slice, size: int) -> Any:
+def _copied(values: Any, rows: slice | None, size: int) -> Any:
     if isinstance(values, Tensor):
-        return values[rows] if values.dim() > 0 and values.shape[0] == size else values
+        cut = values.dim() > 0 and values.shape[0] == size and rows is not None
+        part = values[rows] if cut else values
+        return part.detach().clone().requires_grad_(values.requires_grad)
+    if isinstance(values, PackedSequence) and rows is not None:
+        raise ObjectiveError("the examples of a PackedSequence cannot be told apart")
     if isinstance(values, Mapping):
-        cut = {key: _cut(value, rows, size) for key, value in values.items()}
-        return cut if type(values) is dict else type(values)(cut)  # type: ignore[call-arg]
+        copies = {key: _copied(value, rows, size) for key, value in values.items()}
+        return copies if type(values) is dict else type(values)(copies)  # type: ignore[call-arg]
     if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*(_cut(value, rows, size) for value in values))
+        return type(values)(*(_copied(value, rows, size) for value in values))
     if isinstance(values, (tuple, list)):
-        return type(values)(_cut(value, rows, size) for value in values)
-    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        return type(values)(_copied(value, rows, size) for value in values)
+    unknown = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    if unknown and rows is not None:
         raise ObjectiveError(f"the examples of a {type(values).__name__} cannot be told apart")
     return values

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from typing_extensions import override
 
 from gradwatch.capture.forward.gate import batch_size, own_loss
 from gradwatch.capture.model.names import unwrap_model
-from gradwatch.capture.probe.batch import Call, LastBatch, ObjectiveError, some_rows
+from gradwatch.capture.probe.batch import Call, LastBatch, ObjectiveError, fresh
+from gradwatch.capture.probe.substitution import substituted
 from gradwatch.numerics.sharding import is_sharded
 
 
@@ -36,20 +37,24 @@ class Objective(ABC):
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters as they are now, to be differentiated by.
 
-        They are other tensors on the same memory: hooks on the model's parameters, the user's,
-        those of wrappers and of this watch, see nothing of it.
+        They are copies: hooks on the model's parameters, the user's, those of wrappers and of this
+        watch, see nothing of it, and a forward that changes its parameters in place changes these.
 
         Returns:
             Name and leaf tensor; a tied parameter once.
 
         Raises:
-            ObjectiveError: if the parameters are sharded.
+            ObjectiveError: if the parameters are sharded, or the model is compiled TorchScript.
         """
         named = dict(self.model.named_parameters())
-        if any(map(is_sharded, named.values())):
+        modules = list(self.model.modules())
+        if any(isinstance(item, torch.jit.ScriptModule) for item in modules):
+            raise ObjectiveError("the loss of a TorchScript module cannot be evaluated again")
+        flat = any(type(item).__name__ == "FullyShardedDataParallel" for item in modules)
+        if flat or any(map(is_sharded, named.values())):
             raise ObjectiveError("the loss cannot be evaluated again with sharded parameters")
         return {
-            name: parameter.detach().requires_grad_()
+            name: parameter.detach().clone().requires_grad_()
             for name, parameter in named.items()
             if parameter.requires_grad
         }
@@ -96,30 +101,40 @@ class Objective(ABC):
         def differentiate() -> tuple[Tensor, ...]:
             loss = _scalar(self._evaluate(rows))
             wanted = list(parameters.values())
-            return torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+            if all(item is None for item in found):
+                raise ObjectiveError(
+                    "the loss does not depend on the parameters of the model: loss_fn must call "
+                    "the model that it is given, and the model must reach its parameters through "
+                    "its modules"
+                )
+            return tuple(
+                torch.zeros_like(one) if item is None else item
+                for one, item in zip(wanted, found, strict=True)
+            )
 
         return dict(zip(parameters, self._with(parameters, differentiate), strict=True))
 
     def _with(self, parameters: Mapping[str, Tensor], evaluate: Callable[[], Any]) -> Any:
         """Calls `evaluate` while the model has these parameters and copies of its buffers."""
-        tensors = {
-            **{f"model.{name}": item.clone() for name, item in self.model.named_buffers()},
-            **{f"model.{name}": item for name, item in parameters.items()},
-        }
-        return functional_call(_Calls(self.model), tensors, (evaluate,))
+        with substituted(self.model, parameters):
+            return evaluate()
 
     @property
     def examples(self) -> int:
         """Number of examples in the batch.
 
         Raises:
-            ObjectiveError: if there is no batch.
+            ObjectiveError: if there is no batch, or it shows no examples.
         """
-        return batch_size(self._inputs())
+        count = batch_size(self.inputs())
+        if count == 0:
+            raise ObjectiveError("the batch holds no tensor whose first dimension counts examples")
+        return count
 
     @abstractmethod
-    def _inputs(self) -> Any:
-        """The batch."""
+    def inputs(self) -> Any:
+        """The batch, as the loop has it: not to be changed."""
 
     @abstractmethod
     def _evaluate(self, rows: slice | None) -> Any:
@@ -148,12 +163,12 @@ class LossFunction(Objective):
         self._batches = batches
         self._probe_batch = probe_batch
 
-    def _inputs(self) -> Any:
+    @override
+    def inputs(self) -> Any:
         return self._batches.batch if self._probe_batch is None else self._probe_batch
 
     def _evaluate(self, rows: slice | None) -> Any:
-        batch = self._inputs()
-        given = batch if rows is None else some_rows(batch, rows)
+        given = fresh(self.inputs(), rows)
         if self._probe_batch is not None or self._batches.is_told:
             return self._loss_fn(self.model, given)
         try:
@@ -184,29 +199,19 @@ class OwnLoss(Objective):
         """What the model is called with."""
         return self._batches.call
 
-    def _inputs(self) -> Any:
+    @override
+    def inputs(self) -> Any:
         call = self._call()
         return call.args, call.kwargs
 
     def _evaluate(self, rows: slice | None) -> Any:
-        call = self._call() if rows is None else self._call().rows(rows)
+        call = self._call().fresh(rows)
         loss = own_loss(self.model(*call.args, **call.kwargs))
         if loss is None:
             raise ObjectiveError(
                 f"the output of {type(self.model).__name__} has no loss; give a loss_fn"
             )
         return loss
-
-
-class _Calls(nn.Module):
-    """A root for `functional_call`: anything may be called while the model has other tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, evaluate: Callable[[], Any]) -> Any:
-        return evaluate()
 
 
 def _scalar(value: Any) -> Tensor:

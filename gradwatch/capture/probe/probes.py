@@ -23,6 +23,9 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 PREFIX: Final = "probe of "
 """How a probe is called in messages, before the name of its monitor."""
 
+PATIENCE: Final = 3
+"""Evaluations in vain, one after the other, after which a probe is not tried again."""
+
 LIMITS: Final[Mapping[str, str]] = {
     "use_reentrant=True": "the loss of a reentrant activation checkpoint cannot be differentiated "
     "by torch.autograd.grad; pass use_reentrant=False to it",
@@ -85,6 +88,8 @@ class Probes:
             else None
         )
         self._joint = False
+        self._in_vain: dict[str, int] = {}
+        self._given_up: dict[str, str] = {}
         self._due: list[str] = []
         self._found: dict[str, Tensor] = {}
         self.notes: list[str] = []
@@ -101,6 +106,8 @@ class Probes:
         self._found, self.notes = {}, []
         self._joint = joint
         off = self._isolation.agreed if joint else frozenset(self._isolation.failures)
+        # What nobody reads needs no measuring.
+        off |= {name for name in self.names if name.removeprefix(PREFIX) in off}
         self._due = self.schedule.due(step, without=off) if sampled and self.names else []
 
     def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -131,17 +138,20 @@ class Probes:
             returned_loss: the model itself returned a loss in this step.
         """
         due, self._due = self._due, []
-        if not due:
-            return
+        try:
+            self._run_all(due, view, returned_loss)
+        finally:
+            self.release()
+
+    def _run_all(self, due: Sequence[str], view: ProbeView, returned_loss: bool) -> None:
         view.objective = self._last if self.can_evaluate(returned_loss) else None
         view.fixed_objective = self._fixed
         for name in due:
             with self._stopwatch.time(name):
-                found = self._isolation.run(name, self._run_one, self._monitors[name], view)
+                found = self._isolation.run(name, self._run_one, name, view)
             self.schedule.ran(name, used=self._joint or bool(found))
             self._found |= found or {}
         self.notes += view.notes
-        self.release()
 
     def can_evaluate(self, returned_loss: bool) -> bool:
         """Whether the loss on the last batch can be evaluated again, as far as is known.
@@ -176,12 +186,16 @@ class Probes:
         since = step - self.schedule.origin
         self.schedule.read(Clock(since, elapsed, dict(zip(self.names, spent, strict=True))))
 
-    def _run_one(self, monitor: Monitor, view: ProbeView) -> dict[str, Tensor]:
+    def _run_one(self, name: str, view: ProbeView) -> dict[str, Tensor]:
+        if name in self._given_up:
+            view.note(self._given_up[name])
+            return {}
+        monitor = self._monitors[name]
         try:
             with undisturbed(self._model, pause=self._pause, autocast=self.autocast):
                 found = monitor.probe(view)
         except ObjectiveError as error:
-            view.note(f"{monitor.metrics[0]}: {error}")
+            self._give_up_after_a_while(name, f"{monitor.metrics[0]}: {error}", view)
             return {}
         except (RuntimeError, ValueError) as error:
             reason = next((LIMITS[text] for text in LIMITS if text in str(error)), None)
@@ -189,7 +203,17 @@ class Probes:
                 raise
             view.note(f"{monitor.metrics[0]}: {reason}")
             return {}
+        self._in_vain.pop(name, None)
         return _checked(monitor, found)
+
+    def _give_up_after_a_while(self, name: str, reason: str, view: ProbeView) -> None:
+        """An evaluation that leads to nothing costs as much as another."""
+        view.note(reason)
+        if view.objective is None and view.fixed_objective is None:
+            return  # nothing was evaluated
+        self._in_vain[name] = self._in_vain.get(name, 0) + 1
+        if self._in_vain[name] >= PATIENCE:
+            self._given_up[name] = f"{reason}; it is not tried again"
 
 
 def autocast_type(model: nn.Module) -> torch.dtype | None:

@@ -75,17 +75,17 @@ class ProbeView:
         Raises:
             ObjectiveError: if there is no batch.
         """
-        found = (item.detach() for item in tensors_in(self.last._inputs()))
+        found = (item.detach() for item in tensors_in(self.last.inputs()))
         return next((item for item in found if item.is_floating_point()), None)
 
     def parameters(self, objective: Objective) -> dict[str, Tensor]:
-        """The optimized parameters as they are now, leaf tensors on the same memory.
+        """The optimized parameters as they are now, leaf tensors, copies.
 
         Args:
             objective: one of the two.
 
         Returns:
-            Name and tensor; not to be changed in place.
+            Name and tensor.
         """
         found = objective.parameters()
         held = self.optimized
