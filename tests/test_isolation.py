@@ -655,8 +655,8 @@ DIFFERENTIATE = {"GradientNoise", "Smoothness", "DropoutNoise"}
 PROBE_DEFECTS = {
     "probes.undisturbed": {*DIFFERENTIATE, "InputStatistics"},
     "undisturbed.kept_attributes": {*DIFFERENTIATE, "InputStatistics"},
-    "undisturbed._restore": {*DIFFERENTIATE, "InputStatistics"},
-    "objective.functional_call": DIFFERENTIATE,
+    "kept._refill_mapping": {*DIFFERENTIATE, "InputStatistics"},
+    "objective.substituted": DIFFERENTIATE,
     "objective.Objective.parameters": DIFFERENTIATE,
 }
 

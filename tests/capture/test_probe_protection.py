@@ -122,7 +122,8 @@ class Remembering(Body):
 def loss_fn(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     batch["x"] = batch["x"] * 0.5
     batch["y"].mul_(0.5)
-    return (model(batch["x"]) - batch["y"]).square().mean()
+    loss: Tensor = (model(batch["x"]) - batch["y"]).square().mean()
+    return loss
 
 
 def train(kind: type[Body], *, watched: bool) -> tuple[Body, SGD, list[float], list[Tensor]]:

@@ -59,9 +59,9 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     finally:
         failed = None
         for step in undo:
-            try:
+            try:  # whatever happens to one of them, the others are put back
                 step()
-            except DisturbedError as error:
+            except Exception as error:
                 failed = error
         if failed is not None:
             raise failed

@@ -138,7 +138,7 @@ class Reduction:
             mine["probed"][self._numbers[name]] = found.to(self._device)
             mine[_number_of("probed")][self._numbers[name]] = 1
         if local.clock is not None:
-            mine["clock"].copy_(local.clock)
+            mine["clock"].copy_(local.clock, non_blocking=True)
         for field in _NUMBERS:
             number: Any = getattr(local, field)
             if number is not None:

@@ -85,7 +85,9 @@ def _moments(
     device = averages.device
     squares = [_sum(local_part(state["exp_avg_sq"])).to(device) for state in states.values()]
     steps = [torch.as_tensor(state["step"], dtype=torch.float32) for state in states.values()]
-    taken = torch.stack([local_part(step).reshape(()) for step in steps]).to(device)
+    # Without waiting: these are counts that Adam keeps on the host.
+    taken = torch.stack([local_part(step).reshape(()) for step in steps])
+    taken = taken.to(device, non_blocking=True)
     corrections = _correction(first, taken)
     shrinks = (1 - first) / (1 + first) * (2 - corrections) / corrections
     return StateMoments(

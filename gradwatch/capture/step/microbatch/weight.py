@@ -58,5 +58,11 @@ def known_weights(told: Sequence[Sequence[Weight]], device: torch.device) -> Ten
 
 
 def _sum(weights: Sequence[Weight], device: torch.device) -> Tensor:
-    numbers = [torch.as_tensor(weight, dtype=torch.float32, device=device) for weight in weights]
-    return torch.stack([number.reshape(()) for number in numbers]).sum()
+    return torch.stack([_on_device(weight, device) for weight in weights]).sum()
+
+
+def _on_device(weight: Weight, device: torch.device) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.reshape(()).to(device, torch.float32, non_blocking=True)
+    # Filled in there: a copy of a number would wait for the device.
+    return torch.full((), float(weight or 0.0), device=device)
