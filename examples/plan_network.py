@@ -33,6 +33,6 @@ print(plan.network(widths, batches, loss_fn, target=0.05, batch_size=32))
 print()
 
 dropouts = {f"dropout {p}": classifier(64, p) for p in (0.0, 0.2, 0.5)}
-answer = plan.network(dropouts, batches, loss_fn, target=0.05, batch_size=32)
+answer = plan.network(dropouts, batches, loss_fn, relative_target=0.5, batch_size=32)
 print(answer)
 print("between these the cost does not decide:", ", ".join(answer.equivalent))

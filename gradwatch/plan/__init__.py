@@ -6,8 +6,9 @@
 
 The functions turn the bound of stochastic gradient descent round (`theory.gradient_convergence`).
 The target is a mean square of the gradient of the training objective; nothing here is about test
-error. Constants measured at initialisation are 7 to 30 times below later values: use them to
-compare, and measure again during training.
+error. Constants are those at initialisation; along a training they change by factors, up or down (7
+to 30 times up in one experiment): learning rate and steps may be off either way. Measure again
+during the training.
 """
 
 from gradwatch.plan.candidates import network

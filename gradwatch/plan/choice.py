@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gradwatch.errors import ConfigError
+from gradwatch.theory.argument import inside_unit, positive, require
 from gradwatch.theory.gradient_convergence import (
     Setting,
     batch_size_for_floor,
@@ -79,6 +80,7 @@ def learning_rate(
         0.010279
     """
     if target is not None and loss_gap is None and steps is None:
+        require(positive(target=target))
         floor = FLOOR_SHARE * target
         rate = learning_rate_for_floor(smoothness, variance, batch_size, floor)
         return min(rate, SAFE_PRODUCT / smoothness)
@@ -126,6 +128,7 @@ def batch_size(
         ... )
         804
     """
+    require(positive(target=target))
     if loss_gap is None and steps is None:
         return batch_size_for_floor(smoothness, variance, learning_rate, FLOOR_SHARE * target)
     if loss_gap is None or steps is None:
@@ -218,6 +221,7 @@ def dropout(
         >>> round(p, 2)
         0.58
     """
+    require(inside_unit(current=current), positive(target=target))
     law = mask_law(mask_variance, 1.0 - current)
     floor = FLOOR_SHARE * target
     keep = keep_rate_for_target(law, data_variance, smoothness, batch_size, learning_rate, floor)
@@ -239,7 +243,8 @@ def same_convergence_family(
         Name and setting; batch sizes and steps are not rounded.
 
     Raises:
-        ConfigError: if there are no others or a number is out of its range.
+        ConfigError: if there are no others, one is of another type, or a number is out of its
+            range.
 
     Example:
         >>> base = Setting(2.3, 10, 50, batch_size=128, learning_rate=0.03, steps=10_000)
@@ -247,6 +252,17 @@ def same_convergence_family(
         >>> wide["wide"].learning_rate, wide["wide"].batch_size, wide["wide"].steps
         (0.015, 256.0, 20000.0)
     """
-    if not others:
-        raise ConfigError("others must name at least one network, got none")
-    return {name: same_convergence(base, *constants) for name, constants in others.items()}
+    if not isinstance(base, Setting):
+        raise ConfigError(
+            "base must be a gradwatch.theory.gradient_convergence.Setting, got a "
+            f"{type(base).__name__}"
+        )
+    if not isinstance(others, Mapping) or not others:
+        raise ConfigError(f"others must map at least one name to its Constants, got {others!r}")
+    return {name: same_convergence(base, *_constants(name, of)) for name, of in others.items()}
+
+
+def _constants(name: str, values: Constants) -> Constants:
+    if not isinstance(values, Constants):
+        raise ConfigError(f"others[{name!r}] must be gradwatch.plan.Constants, got {values!r}")
+    return values

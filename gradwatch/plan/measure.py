@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,20 +14,33 @@ from gradwatch.numerics.hvp import Hessian
 
 FEWEST = 2  # batches, and samples in one: a variance needs two
 PARTS = 8  # micro-batches of a probe batch
+FEWEST_PARTS = 4  # micro-batches of all: an error needs two pairs of them
 ITERATIONS = 50
-CONVERGED = 1e-3  # relative change of the eigenvalue in one iteration
+CONVERGED = 1e-4  # relative change of the eigenvalue in one iteration
 
 
-class Variance(NamedTuple):
-    """Variance of the gradient of one sample.
+class Estimate(NamedTuple):
+    """An unbiased estimate.
 
     Attributes:
-        value: trace of the covariance, unbiased [(L/P)²].
-        error: standard error of it [(L/P)²].
+        value: what was estimated [(L/P)²].
+        error: about its standard error [(L/P)²].
     """
 
     value: float
     error: float
+
+
+class Gradient(NamedTuple):
+    """What micro-batches show of the gradient.
+
+    Attributes:
+        square: of the true gradient; a single estimate may be negative.
+        variance: of the gradient of one sample, trace of the covariance.
+    """
+
+    square: Estimate
+    variance: Estimate
 
 
 def loss_and_curvature(objectives: Sequence[Objective]) -> tuple[float, float]:
@@ -51,47 +65,66 @@ def loss_and_curvature(objectives: Sequence[Objective]) -> tuple[float, float]:
 
 
 def top_eigenvalue(hessian: Hessian) -> float:
-    """The largest eigenvalue, by power iteration.
+    """The largest eigenvalue, by the Lanczos iteration.
 
-    The iteration finds the eigenvalue of the largest magnitude. If that is negative it is repeated
-    on the Hessian shifted by it.
+    Power iteration would find the strongest one, and nothing where two of opposite signs are
+    equally strong, as they are in networks with small outputs. Lost orthogonality only repeats
+    eigenvalues, so that three vectors are enough.
 
     Args:
         hessian: the Hessian of a loss.
 
     Returns:
-        The eigenvalue [L/P²].
+        The eigenvalue, from below; nan if the Hessian is not finite [L/P²].
+
+    References:
+        Paige 1980, Linear Algebra Appl. 34, for the iteration without orthogonalisation.
     """
-    largest = _power_iteration(hessian, 0.0)
-    return largest if largest >= 0.0 else _power_iteration(hessian, -largest) + largest
-
-
-def _power_iteration(hessian: Hessian, shift: float) -> float:
-    """Eigenvalue of the largest magnitude of the Hessian plus shift times the identity."""
     vector = _normalised([torch.randn_like(parameter) for parameter in hessian.parameters])
-    value = math.nan
+    previous, value = [torch.zeros_like(part) for part in vector], math.nan
+    diagonal: list[float] = []
+    beside: list[float] = []
     for _ in range(ITERATIONS):
-        image = [h + shift * v for h, v in zip(hessian(vector), vector, strict=True)]
-        before, value = value, _dot(image, vector)
+        image = list(hessian(vector))
+        diagonal.append(_dot(image, vector))
+        if not math.isfinite(diagonal[-1]):
+            return math.nan
+        before, value = value, _largest_of_tridiagonal(diagonal, beside)
         if abs(value - before) <= CONVERGED * abs(value):
             break
-        vector = _normalised(image)
+        back = beside[-1] if beside else 0.0
+        parts = zip(image, vector, previous, strict=True)
+        rest = [h - diagonal[-1] * v - back * p for h, v, p in parts]
+        beside.append(_length(rest))
+        if beside[-1] == 0.0:
+            break
+        previous, vector = vector, _normalised(rest)
     return value
 
 
-def gradient_variance(objectives: Sequence[Objective], sizes: Sequence[int]) -> Variance:
-    """Variance of one sample's gradient, from micro-batches of equal size of all batches.
+def _largest_of_tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> float:
+    matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    return float(np.linalg.eigvalsh(matrix)[-1])
 
-    With A micro-batches of b samples, S the sum of their gradients and q that of their squares, it
-    is b (q - ||S||²/A) / (A-1). Its error is the spread of the estimates b ||g_1 - g_2||²/2 from
-    pairs of them, so it is a little too large.
+
+def gradient_estimate(objectives: Sequence[Objective], sizes: Sequence[int]) -> Gradient:
+    """Square and variance of the gradient, from micro-batches of equal size of all batches.
+
+    With A micro-batches of b samples, S the sum of their gradients and q that of their squares, the
+    square is (||S||² - q) / (A (A-1)), the variance b (q - ||S||²/A) / (A-1).
+
+    The errors come from V1, the variance of ||g_k||², and V2, that of ||g_1 - g_2||²/2 over pairs.
+    Of gradients about normal V2 is twice the trace of the squared covariance, and V1 is V2 and four
+    times the variance along the gradient. So the error of the square is the root of (V1 - V2)/A +
+    V2/(A (A-1)), two to three times too large where noise hides the gradient, because V1 - V2 is
+    taken as 0 where it is negative; that of the variance is a little too large.
 
     Args:
         objectives: the loss on each batch, to be evaluated inside `undisturbed`.
-        sizes: samples of each batch.
+        sizes: samples of each batch, enough for `FEWEST_PARTS` micro-batches.
 
     Returns:
-        The variance.
+        Both estimates.
     """
     rows = microbatch_size(sizes)
     total: list[Tensor] = []
@@ -102,12 +135,23 @@ def gradient_variance(objectives: Sequence[Objective], sizes: Sequence[int]) -> 
         squares.append(_dot(gradient, gradient))
         if before:
             difference = [g - h for g, h in zip(gradient, before, strict=True)]
-            pairs.append(rows * _dot(difference, difference) / 2)
+            pairs.append(_dot(difference, difference) / 2)
         before = [] if before else gradient
-    count = len(squares)
-    spread = max(0.0, math.fsum(squares) - _dot(total, total) / count)
-    variance = rows * spread / (count - 1)
-    return Variance(variance, _standard_error(pairs))
+    return _estimates(squares, pairs, _dot(total, total), rows)
+
+
+def _estimates(
+    squares: Sequence[float], pairs: Sequence[float], total: float, rows: int
+) -> Gradient:
+    count, parts = len(squares), math.fsum(squares)
+    square = (total - parts) / (count * (count - 1))
+    variance = rows * max(0.0, parts - total / count) / (count - 1)
+    noise = _spread(pairs)
+    along = max(0.0, _spread(squares) - noise)
+    return Gradient(
+        Estimate(square, math.sqrt(along / count + noise / (count * (count - 1)))),
+        Estimate(variance, rows * math.sqrt(noise / len(pairs))),
+    )
 
 
 def microbatch_size(sizes: Sequence[int]) -> int:
@@ -122,6 +166,19 @@ def microbatch_size(sizes: Sequence[int]) -> int:
     return max(FEWEST, min(sizes) // PARTS)
 
 
+def count_parts(sizes: Sequence[int]) -> int:
+    """Micro-batches of all batches.
+
+    Args:
+        sizes: samples of each batch.
+
+    Returns:
+        How many are whole.
+    """
+    rows = microbatch_size(sizes)
+    return sum(size // rows for size in sizes)
+
+
 def _microbatch_gradients(
     objectives: Sequence[Objective], sizes: Sequence[int], rows: int
 ) -> Iterator[list[Tensor]]:
@@ -134,11 +191,9 @@ def _microbatch_gradients(
             yield list(slopes)
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    if len(values) == 1:
-        return math.inf
-    tensor = torch.tensor(values, dtype=torch.float64)
-    return float(tensor.std()) / math.sqrt(len(values))
+def _spread(values: Sequence[float]) -> float:
+    """Variance of at least two numbers."""
+    return float(torch.tensor(values, dtype=torch.float64).var())
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
@@ -146,6 +201,10 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return math.fsum(float((one.double() * two.double()).sum()) for one, two in pairs)
 
 
+def _length(vector: Sequence[Tensor]) -> float:
+    return math.sqrt(_dot(vector, vector))
+
+
 def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
-    length = math.sqrt(_dot(vector, vector))
-    return [part / length for part in vector] if length > 0.0 else list(vector)
+    length = _length(vector)
+    return [part / length for part in vector]

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from gradwatch.table import number, text_table
 
 CAVEAT = (
-    "Constants are those at initialisation, 7 to 30 times below later values: the table ranks "
-    "candidates; the steps are optimistic."
+    "Constants are those at initialisation; along a training they change by factors, up or down "
+    "(7 to 30 times up in one experiment): lr and steps may be off either way; measure again "
+    "during the training."
+)
+ABSOLUTE = (
+    "|grad|² has another scale in another parametrisation, and the target is the same for all: "
+    "costs are comparable only between candidates of the same output scale. See relative_target."
+)
+RELATIVE = (
+    "Each target is a share of the candidate's own |grad|² at initialisation: costs are those of "
+    "an equal relative decrease, not of an equal loss; a small |grad|² makes the target strict."
 )
 COLUMNS = (
     "candidate",
     "parameters",
+    "|grad|²",
     "L",
     "sigma²",
     "D",
@@ -33,22 +43,30 @@ class PlanRow:
     Attributes:
         name: of the candidate.
         parameters: how many are trained.
+        gradient_square: |grad|², unbiased, so it may be negative [(L/P)²].
+        gradient_square_error: about its standard error [(L/P)²].
         smoothness: L, top eigenvalue of the Hessian [L/P²].
         variance: sigma², of the gradient of one sample [(L/P)²].
         variance_error: its standard error [(L/P)²].
         loss_gap: D, mean loss above the lowest loss [L].
+        target: wanted mean square of the gradient [(L/P)²].
+        target_error: its standard error, 0 for one that was given [(L/P)²].
         batch_size: samples per step.
         learning_rate: of plain SGD [P²/L].
         steps: until the bound is the target.
-        group: 1 for the cheapest candidates and those as good as them; then 2, and so on.
+        group: of about equal cost, numbered by rising cost from 1.
     """
 
     name: str
     parameters: int
+    gradient_square: float
+    gradient_square_error: float
     smoothness: float
     variance: float
     variance_error: float
     loss_gap: float
+    target: float
+    target_error: float
     batch_size: int
     learning_rate: float
     steps: int | float
@@ -66,8 +84,9 @@ class PlanRow:
 
     @property
     def cost_error(self) -> float:
-        """About the relative standard error of the cost, which is proportional to sigma²."""
-        return self.variance_error / self.variance if self.variance else 0.0
+        """About the relative standard error of the cost, at most as sigma²/target²."""
+        variance = self.variance_error / self.variance if self.variance else 0.0
+        return math.hypot(variance, 2.0 * self.target_error / self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +94,13 @@ class Plan:
     """Candidates by cost; print it for a table.
 
     Attributes:
-        target: the wanted mean square of the gradient [(L/P)²].
-        rows: the candidates, cheapest first.
+        target: the wanted mean square of the gradient [(L/P)²], or None.
+        relative_target: the wanted share of that at initialisation, or None.
+        rows: the candidates, by rising cost.
     """
 
-    target: float
+    target: float | None
+    relative_target: float | None
     rows: tuple[PlanRow, ...]
 
     @property
@@ -94,8 +115,13 @@ class Plan:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        title = f"Trainings until the mean square of the gradient is {number(self.target)}:"
-        return "\n".join([title, text_table(COLUMNS, [_cells(row) for row in self.rows]), CAVEAT])
+        if self.target is not None:
+            aim, scale = number(self.target), ABSOLUTE
+        else:
+            aim, scale = f"{self.relative_target:.4g} of |grad|² at initialisation", RELATIVE
+        title = f"Trainings until the mean square of the gradient is {aim}:"
+        table = text_table(COLUMNS, [_cells(row) for row in self.rows])
+        return "\n".join([title, table, scale, CAVEAT])
 
 
 def starts_a_group(first: PlanRow, row: PlanRow) -> bool:
@@ -136,6 +162,7 @@ def _cells(row: PlanRow) -> list[str]:
     return [
         row.name,
         str(row.parameters),
+        f"{number(row.gradient_square)} ± {row.gradient_square_error:.2g}",
         number(row.smoothness),
         f"{number(row.variance)} ± {row.variance_error:.2g}",
         number(row.loss_gap),

@@ -38,11 +38,11 @@ def fault_in(values: Mapping[str, float], holds: Callable[[float], bool], need: 
     return next(filter(None, faults), "")
 
 
-def _fault(name: str, value: Any, holds: Callable[[float], bool], need: str) -> str:
+def _fault(name: str, value: Any, holds: Callable[[Any], bool], need: str) -> str:
     if not isinstance(value, Real) or isinstance(value, bool):
         return f"{name} must be a number, got {value!r}"
     try:
-        float(value)
+        float(value)  # a whole number may have no float, and every formula needs one
     except OverflowError:
         return f"{name} must {need}, got a number that is too large"
     return "" if holds(value) else f"{name} must {need}, got {value}"

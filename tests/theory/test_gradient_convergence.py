@@ -5,6 +5,7 @@ Reference numbers were computed independently in float64 and are copied here.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -413,3 +414,27 @@ def test_without_noise_or_steps() -> None:
 def test_wrong_input_is_named(call: Callable[[], object], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         call()
+
+
+# --- Far out of range ----------------------------------------------------------------------------
+
+
+def test_counts_that_no_float_can_hold_are_infinite() -> None:
+    assert theory.steps_for_target(1e300, 1.0, 0.0, 1, 1e-9, 1e-9) == math.inf
+    assert theory.batch_size_for_floor(1.0, 1e300, 1.0, 1e-300) == math.inf
+    assert theory.batch_size_for_target(0.0, 1e200, 1e300, 1e-201, 1, 1e-200) == math.inf
+
+
+def test_the_best_learning_rate_of_a_steep_loss() -> None:
+    assert theory.best_learning_rate(1.0, 1e200, 0.0, 1, 1) == exactly(1e-200)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, 1j, [1.0]])
+def test_no_number_is_named(value: Any) -> None:
+    with pytest.raises(ConfigError, match="smoothness must be a number, got"):
+        theory.noise_floor(value, 1.0, 1, 0.1)
+
+
+@pytest.mark.parametrize("value", [np.float32(2.0), np.int64(2), 2])
+def test_numbers_of_numpy_are_numbers(value: Any) -> None:
+    assert theory.noise_floor(value, 0.5, 1, 0.25) == exactly(1 / 6)
