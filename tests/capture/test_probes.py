@@ -197,8 +197,8 @@ def test_a_probed_training_is_bit_identical(
     results = []
     for monitors in (None, [Product()]):
         sink = MemorySink()
-        options = {"loss_fn": loss_fn, "sinks": [sink], "on_error": "raise"} if monitors else {}
-        model, optimizer, losses, _ = train(monitors, **options)
+        options: dict[str, Any] = {"loss_fn": loss_fn, "sinks": [sink], "on_error": "raise"}
+        model, optimizer, losses, _ = train(monitors, **(options if monitors else {}))
         results.append((training_state(model, optimizer), losses, model.calls))
         if monitors:
             found = [item for report in sink.reports for item in report.measurements]
