@@ -195,7 +195,8 @@ def test_a_probed_training_is_bit_identical(
     training_state: Callable[..., Any], assert_identical: Callable[[Any, Any], None]
 ) -> None:
     results = []
-    for monitors in (None, [Product()]):
+    arms: tuple[list[Monitor] | None, ...] = (None, [Product()])
+    for monitors in arms:
         sink = MemorySink()
         options: dict[str, Any] = {"loss_fn": loss_fn, "sinks": [sink], "on_error": "raise"}
         model, optimizer, losses, _ = train(monitors, **(options if monitors else {}))
