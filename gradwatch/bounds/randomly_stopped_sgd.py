@@ -18,6 +18,8 @@ PLAIN_SGD: Final = "SGD"
 """torch's own, the only optimizer whose steps are the learning rate times the gradient."""
 ENOUGH_ESTIMATES: Final = 200
 LARGEST_CLIPPED_SHARE: Final = 0.05
+LARGEST_GRADIENT_SCALE: Final = 2.0
+"""Factor between the gradient of a step and that of the loss as probes evaluate it, squared."""
 LARGEST_RELATIVE_ERROR: Final = 0.5
 BROKEN: Final = 1.5
 """Ratio to the bound that the lower confidence limit must exceed before an assumption broke."""
@@ -97,7 +99,8 @@ def assumptions(inputs: Mapping[str, float], step: StepInfo) -> str:
     A step size beyond 2/L comes last: where that is the reason, there is no other one.
 
     Args:
-        inputs: of a measurement of stationarity; NaN counts as not met.
+        inputs: of a measurement of stationarity; NaN counts as not met, but for
+            `gradient_scale`, which only probes of the loss know.
         step: the settings of its step.
 
     Returns:
@@ -149,6 +152,11 @@ def _of_the_run(inputs: Mapping[str, float]) -> Iterator[str]:
         yield f"{got:.0f} estimates of the gradient are fewer than {ENOUGH_ESTIMATES}"
     if known(inputs, "loss_scale_changes") != 0:
         yield "the loss scale changed"
+    if not _same_gradient(known(inputs, "gradient_scale")):
+        yield (
+            "the gradient of a step is not that of the loss as it is measured: divide the loss by "
+            "the number of micro-batches, and give a loss_fn that is a mean"
+        )
     if not known(inputs, "smallest_loss") >= known(inputs, "lowest_loss"):
         yield (
             "the loss is unknown, unbounded below, or lowest_loss is wrong; pass "
@@ -158,6 +166,12 @@ def _of_the_run(inputs: Mapping[str, float]) -> Iterator[str]:
         yield "the smoothness L is unknown"
     if known(inputs, "beyond_edge") != 0:
         yield "some step sizes were beyond 2/L, where there is no bound"
+
+
+def _same_gradient(scale: float) -> bool:
+    known_scale = not math.isnan(scale)
+    within = 1.0 / LARGEST_GRADIENT_SCALE <= scale <= LARGEST_GRADIENT_SCALE
+    return within or not known_scale
 
 
 def _indistinct(measurement: Measurement, upper: float) -> str:

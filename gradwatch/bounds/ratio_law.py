@@ -18,9 +18,10 @@ class RatioLaw(Bound):
 
     `eta lambda <= 2 (1 + beta) tau / (1 + tau)`: up to there the stationary variance of SGD with
     momentum beta is within tau = 10 % of that of its continuous limit, which depends on learning
-    rate and batch size through their ratio only. Beyond it nothing is wrong with the run, the law
-    just does not apply: the verdict is undecided, never violated. So it is inside, if the curvature
-    is from secants, which are mostly too low. Nothing is said of other optimizers than SGD.
+    rate and batch size through their ratio only. Beyond it nothing is wrong with the run,
+    the law is just not shown to apply: the verdict is undecided, never violated. So it is inside,
+    if the curvature is from secants, which are mostly too low. Nothing is said of other
+    optimizers than SGD.
 
     References:
         derived from the exact variance of the discrete recursion; the failure of the ratio at
@@ -59,7 +60,7 @@ def _settings(step: StepInfo, model: ModelInfo) -> str:
 def _beyond(measurement: Measurement, limit: float) -> str:
     if not measurement.value > limit:
         return ""
-    return "the law does not apply: runs of the same learning rate over batch size may differ"
+    return "not shown to apply: runs of the same learning rate over batch size may differ"
 
 
 def _secant(measurement: Measurement) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gradwatch.errors import ConfigError
-from gradwatch.records import History, Verdict
+from gradwatch.records import History, StepInfo, Verdict
 from gradwatch.rules.recent import known, newest_verdict, usable
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import Split, stationarity_bound
@@ -12,8 +12,12 @@ from gradwatch.theory.gradient_convergence import Split, stationarity_bound
 BOUND: Final = "NoiseFloor"
 NOISE_LIMITED: Final = 0.7
 """Share of the noise in the bound above which more steps cannot help."""
+NOISY: Final = 0.5
+"""Share of the noise in the bound above which nothing that adds noise is recommended."""
 STEP_LIMITED: Final = 0.3
 """Share of the noise in the bound below which the steps are what is missing."""
+LARGEST_FACTOR: Final = 10.0
+"""By which a proposal may raise a setting: the constants change with the way."""
 NEAR_FLOOR: Final = 4.0
 """Factor within which a measured value counts as being at the floor."""
 FALLING: Final = -2.0
@@ -34,6 +38,7 @@ class Convergence:
         variance: sigma², of the gradient of one sample [L²/P²].
         batch_size: B [sample].
         step_size: g, lr/(1-momentum) [P²/L].
+        learning_rate: as the optimizer has it [P²/L].
         momentum: of heavy ball, 0 for plain SGD.
         loss_gap: D, loss at the start above the lowest loss [L].
         steps: N, steps so far.
@@ -45,6 +50,7 @@ class Convergence:
     variance: float
     batch_size: float
     step_size: float
+    learning_rate: float
     momentum: float
     loss_gap: float
     steps: float
@@ -52,14 +58,12 @@ class Convergence:
     @property
     def split(self) -> Split:
         """The bound by what it is due to."""
-        return stationarity_bound(
-            self.loss_gap,
-            self.smoothness,
-            self.variance,
-            self.batch_size,
-            self.step_size,
-            self.steps,
-        )
+        return self.split_after(self.steps)
+
+    @property
+    def noisy(self) -> bool:
+        """More than half of the bound is noise."""
+        return self.split.noise_share > NOISY
 
     @property
     def noise_limited(self) -> bool:
@@ -69,9 +73,9 @@ class Convergence:
         return self.split.noise_share > NOISE_LIMITED and near
 
     @property
-    def step_limited(self) -> bool:
-        """The steps are what is missing."""
-        return self.split.noise_share < STEP_LIMITED
+    def at_rest(self) -> bool:
+        """Noise-limited, and the loss does not fall any more: this is where the run stays."""
+        return self.noise_limited and self.flat
 
     @property
     def edge_share(self) -> float:
@@ -82,11 +86,6 @@ class Convergence:
     def from_secants(self) -> bool:
         """L is the largest secant of batches along the steps, or nobody said what it is."""
         return known(self.verdict.measurement.inputs, "smoothness_is_secant") != 0
-
-    @property
-    def learning_rate(self) -> float:
-        """As the optimizer has it [P²/L]."""
-        return self.as_learning_rate(self.step_size)
 
     @property
     def flat(self) -> bool:
@@ -100,9 +99,32 @@ class Convergence:
         parts = (momentum if self.momentum else "", "; L from secants, which is rough")
         return "".join(parts if self.from_secants else parts[:1])
 
+    @property
+    def no_way_down(self) -> str:
+        """What more steps can do for a run at rest, as the start of a sentence."""
+        split = self.split
+        return (
+            f"{split.noise_share:.0%} of the bound on |grad|² is noise: at the present L and "
+            f"sigma², more steps cannot bring it below {number(split.noise_term)} (sigma² usually "
+            "falls with the loss)"
+        )
+
+    def split_after(self, steps: float) -> Split:
+        """The bound by what it is due to, after another number of steps.
+
+        Args:
+            steps: N, at least 1.
+
+        Returns:
+            The two terms [L²/P²].
+        """
+        return stationarity_bound(
+            self.loss_gap, self.smoothness, self.variance, self.batch_size, self.step_size, steps
+        )
+
     def as_learning_rate(self, step_size: float) -> float:
         """The learning rate that the optimizer needs for a step size [P²/L]."""
-        return step_size * (1.0 - self.momentum)
+        return step_size * (self.learning_rate / self.step_size)
 
     def target(self, wanted: float | None) -> float | None:
         """What `||grad f||²` should come down to [L²/P²].
@@ -141,28 +163,65 @@ def converging(history: History) -> Convergence | None:
     """
     verdict = newest_verdict(history, BOUND)
     decided = verdict is not None and verdict.status == "holds"
-    return _read(verdict) if verdict and decided and usable(verdict.measurement.value) else None
+    if verdict is None or not decided or not usable(verdict.measurement.value):
+        return None
+    return _read(verdict, history[-1].info)
+
+
+def was_noisy(history: History) -> bool:
+    """Whether more than half of the bound was noise at any time.
+
+    Args:
+        history: the reports so far.
+
+    Returns:
+        True if any verdict of `NoiseFloor` that held says so.
+    """
+    seen = (
+        _read(verdict, report.info)
+        for report in history
+        for verdict in report.verdicts
+        if verdict.bound == BOUND and verdict.status == "holds"
+    )
+    return any(state is not None and state.noisy for state in seen)
 
 
 def at_the_edge(history: History) -> Convergence | None:
     """The state of a run of which more than a tenth of the newest steps are above 1.8/L.
 
     The largest secant of small batches can be many times the curvature of the loss, which leaves
-    a bound true and an alarm false.
+    a bound true and an alarm false; and with momentum the edge is elsewhere.
 
     Args:
         history: the reports so far.
 
     Returns:
         The state, whose `measured` and `split` may mean nothing; None unless `NoiseFloor` holds,
-        or is undecided for nothing but steps beyond 2/L, and None if L is from secants.
+        or is undecided for nothing but steps beyond 2/L, and None if L is from secants or there
+        is momentum.
     """
     verdict = newest_verdict(history, BOUND)
     if verdict is None or not (verdict.status == "holds" or "beyond 2/L" in verdict.because):
         return None
-    state = _read(verdict)
-    edge = state is not None and state.edge_share > EDGE_SHARE and not state.from_secants
-    return state if edge else None
+    state = _read(verdict, history[-1].info)
+    if state is None or state.from_secants or state.momentum:
+        return None
+    return state if state.edge_share > EDGE_SHARE else None
+
+
+def floor_at(target: float) -> str:
+    """What to expect of a proposal whose noise floor is the target.
+
+    Args:
+        target: the wanted `||grad f||²` [L²/P²].
+
+    Returns:
+        The words.
+    """
+    return (
+        f"noise_floor at {number(target)} or below, at the present L and sigma²; a smaller "
+        "gradient need not mean a lower loss"
+    )
 
 
 def check_target(target: float | None) -> None:
@@ -184,14 +243,15 @@ def check_target(target: float | None) -> None:
         )
 
 
-def _read(verdict: Verdict) -> Convergence | None:
+def _read(verdict: Verdict, step: StepInfo) -> Convergence | None:
     inputs, measured = verdict.measurement.inputs, verdict.measurement.value
     needed = ("smoothness", "variance", "batch_size", "step_size", "steps")
     smoothness, variance, batch_size, step_size, steps = (known(inputs, name) for name in needed)
     loss_gap = known(inputs, "first_loss") - known(inputs, "lowest_loss")
     momentum = known(inputs, "momentum")
     momentum = momentum if momentum == momentum else 0.0  # noqa: PLR0124 - NaN: it has none
-    sizes = (smoothness, variance, batch_size, step_size, steps, loss_gap)
+    learning_rate = step.lr or 0.0
+    sizes = (smoothness, variance, batch_size, step_size, steps, loss_gap, learning_rate)
     if not usable(*sizes) or min(batch_size, steps) < 1 or not 0 <= momentum < 1:
         return None
     return Convergence(
@@ -201,6 +261,7 @@ def _read(verdict: Verdict) -> Convergence | None:
         variance=variance,
         batch_size=batch_size,
         step_size=step_size,
+        learning_rate=learning_rate,
         momentum=momentum,
         loss_gap=loss_gap,
         steps=steps,

@@ -6,7 +6,7 @@ from typing import Final
 from typing_extensions import override
 
 from gradwatch.interfaces import Rule
-from gradwatch.records import History, Measurement, Recommendation
+from gradwatch.records import History, Measurement, ModelInfo, Recommendation
 from gradwatch.rules.recent import newest_value
 from gradwatch.table import number
 
@@ -22,7 +22,8 @@ class DataScale(Rule):
     more than half of the top eigenvalue. Centring allows a larger learning rate; at an unchanged
     learning rate a lower curvature alone does not train faster.
 
-    Silent for other optimizers than SGD, and if more than 5 % of the steps were clipped.
+    Silent unless the inputs go straight into a linear layer with no normalisation before or right
+    behind it, for other optimizers than SGD, and if more than 5 % of the steps were clipped.
 
     References:
         derived; that input statistics mediate the learning rate is the subject of Ithapu, Ravi and
@@ -34,8 +35,19 @@ class DataScale(Rule):
         share = newest_value(history, "input_mean_share")
         if share is None or history[-1].info.optimizer != "SGD" or _clipped(history):
             return
+        if not _meets_the_inputs(history.model):
+            return
         if share.value - _SIGMAS * (share.standard_error or 0.0) > LEAST_SHARE:
             yield _recommend(share, newest_value(history, "input_top_eigenvalue"))
+
+
+def _meets_the_inputs(model: ModelInfo) -> bool:
+    """Whether the first layer is linear and nothing takes the mean of the inputs away."""
+    layers, normalisations = model.layers, set(model.normalisations)
+    # Where a normalisation without parameters stands is not known: it may be the first module.
+    hidden = normalisations - {layer.name for layer in layers}
+    second = {layer.name for layer in layers[1:2]}
+    return bool(layers) and layers[0].kind == "Linear" and not hidden | (second & normalisations)
 
 
 def _clipped(history: History) -> bool:

@@ -13,7 +13,6 @@ from gradwatch.rules.recent import differs, known, newest_value, usable
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import keep_rate_for_target
 
-LEAST_NOISE_SHARE: Final = 0.5
 LEAST_MASK_SHARE: Final = 0.3
 LARGEST_MOVE: Final = 0.2
 """Of the keep rate, at a time: the law of the masks is of first order."""
@@ -24,9 +23,10 @@ _SIGMAS: Final = 2.0
 class Dropout(Rule):
     """Recommends the dropout probability whose noise lets the gradient come down to the target.
 
-    Where more than half of the bound is noise and significantly more than 0.3 of the variance
-    comes from the masks: keep rate `v/(v + M)`, `M = B eps (2 - L g)/(L g) - sigma²_data`, moved by
-    at most 0.2. Settings are PyTorch's probabilities of dropping, 1 minus the keep rate.
+    Where the loss is flat, more than half of the bound is noise and significantly more than 0.3 of
+    the variance comes from the masks: keep rate `v/(v + M)`,
+    `M = B eps (2 - L g)/(L g) - sigma²_data`, moved by at most 0.2. Settings are PyTorch's
+    probabilities of dropping, 1 minus the keep rate.
 
     Silent where `NoiseFloor` is undecided or violated, where the dropout modules have different
     rates, and where the masks alone cannot reach the target. The regularising effect of dropout is
@@ -68,8 +68,7 @@ def _keep_rate(state: Convergence, share: Measurement, target: float) -> float |
     inputs = share.inputs
     law, data, keep = (known(inputs, name) for name in ("law", "data_variance", "keep"))
     masks = share.value - _SIGMAS * (share.standard_error or 0.0) > LEAST_MASK_SHARE
-    noise = state.split.noise_share > LEAST_NOISE_SHARE
-    if not (masks and noise and known(inputs, "rates") == 1 and 0 < keep < 1):
+    if not (masks and state.noisy and state.flat and known(inputs, "rates") == 1 and 0 < keep < 1):
         return None
     if not (usable(law) and (data == 0 or usable(data))):
         return None
@@ -90,12 +89,13 @@ def _recommend(
         unit="probability",
         severity="info",
         reason=(
-            f"{share.value:.0%} of the gradient's variance comes from the dropout masks; |grad|² "
-            f"<= {number(target)} needs a keep rate of {number(wanted)}{capped} "
-            f"(v = {number(law)}, variance of the data {number(data)}; {state}); the regularising "
-            "effect of dropout is not modelled"
+            f"{share.value:.0%} of the gradient's variance comes from the dropout masks; at the "
+            f"present L and sigma², |grad|² <= {number(target)} needs a keep rate "
+            f"of {number(wanted)}{capped} (v = {number(law)}, variance of the data {number(data)}; "
+            f"{state}); the regularising effect of dropout is not modelled"
         ),
-        expected="stationarity_recent and noise_floor fall; watch the validation loss",
+        expected="noise_floor falls; a smaller gradient need not mean a lower loss, so watch the "
+        "validation loss",
         evidence=(state.verdict,),
         source="derived; Ithapu, Ravi & Singh 2017, arXiv:1702.08670 (subject)",
     )

@@ -7,8 +7,17 @@ from typing import Final
 from typing_extensions import override
 
 from gradwatch.interfaces import Rule
-from gradwatch.records import History, Recommendation
-from gradwatch.rules.convergence import Convergence, at_the_edge, check_target, converging
+from gradwatch.records import History, Recommendation, Severity
+from gradwatch.rules.convergence import (
+    LARGEST_FACTOR,
+    STEP_LIMITED,
+    Convergence,
+    at_the_edge,
+    check_target,
+    converging,
+    floor_at,
+)
+from gradwatch.rules.divergence import diverging
 from gradwatch.rules.noise_scale import noise_scale
 from gradwatch.rules.recent import differs
 from gradwatch.rules.rescaling import rescaled
@@ -24,19 +33,25 @@ CAUTION: Final = 0.5
 class LearningRate(Rule):
     """Recommends one learning rate, by the first of these that applies.
 
+    - The loss is above the first one and does not fall, and `lr L > 2` in more than half of the
+      newest readings: 0.5/L. Silent with momentum.
     - More than a tenth of the newest steps have `lr L > 1.8`: no bound holds there; 1/L is the
-      largest step with a guarantee. Not said of an L from secants, which can be far too high.
-    - The noise floor is what limits the gradient (share of the noise above 0.7, measured within a
-      factor 4 of the floor): the step whose floor is the target, `2 eps/(L (eps + sigma²/B))`.
-    - The loss is flat and the stall ratio has been 1 or more three times: lr x 0.3.
-    - The batch size was changed and the learning rate was not: the one that fits.
-    - The number of steps is what limits the gradient (share of the noise below 0.3): the step with
-      the smallest bound, but not above 0.5/L.
+      largest step with a guarantee. Not said of an L from secants, which can be far too high, nor
+      with momentum.
+    - The loss is flat, and the noise floor is what limits the gradient (share of the noise above
+      0.7, measured within a factor 4 of the floor): the step whose floor is the target,
+      `2 eps/(L (eps + sigma²/B))`.
+    - The loss is flat and the stall ratio is significantly above 1 in three readings at least 100
+      steps apart: lr x 0.3. Silent with momentum.
+    - The batch size was changed and the learning rate was not: the one that fits. Silent where
+      noise is or was most of the bound, or the run stalled: a larger batch was the remedy then.
+    - The planned steps are what limits the gradient (share of the noise at their end below 0.3):
+      the step with the smallest bound, but not above 0.5/L, nor above ten times the present one.
 
-    Silent where `NoiseFloor` is undecided or violated (the third and fourth: where the noise scale
-    is not significant, in the warm-up, under frequent or unknown clipping, for other optimizers
-    than SGD; Adam in the fourth only, with the square root). All of this is about the gradient of
-    the training objective and not about test error.
+    Silent where `NoiseFloor` is undecided or violated, except the first (the fourth and fifth:
+    where the noise scale is not significant, in the warm-up, under frequent or unknown clipping,
+    for other optimizers than SGD; Adam in the fifth only, with the square root). All of this is
+    about the gradient of the training objective and not about test error.
 
     Args:
         target: wanted mean of `||grad f||²` [L²/P²]; a quarter of what is measured if None.
@@ -58,6 +73,7 @@ class LearningRate(Rule):
     def advise(self, history: History) -> Iterable[Recommendation]:
         state, scale = converging(history), noise_scale(history)
         candidates = (
+            diverging(history),
             _to_the_guarantee(at_the_edge(history)),
             _to_the_floor(state, self.target),
             stalled(history, scale),
@@ -68,14 +84,14 @@ class LearningRate(Rule):
 
 
 def _recommend(
-    state: Convergence, step_size: float, reason: str, expected: str, *, hurts: bool = False
+    state: Convergence, step_size: float, reason: str, expected: str, severity: Severity
 ) -> Recommendation:
     return Recommendation(
         knob="learning_rate",
         current=state.learning_rate,
         proposed=state.as_learning_rate(step_size),
         unit="P²/L",
-        severity="advice" if hurts else "info",
+        severity=severity,
         reason=f"{reason} ({state})",
         expected=expected,
         evidence=(state.verdict,),
@@ -108,35 +124,39 @@ def _to_the_guarantee(state: Convergence | None) -> Recommendation | None:
 
 def _to_the_floor(state: Convergence | None, wanted: float | None) -> Recommendation | None:
     target = state.target(wanted) if state is not None else None
-    if state is None or target is None or not state.noise_limited:
+    if state is None or target is None or not state.at_rest:
         return None
     size = learning_rate_for_floor(state.smoothness, state.variance, state.batch_size, target)
     if size >= state.step_size or not differs(state.step_size, size):
         return None
     reason = (
-        f"{state.split.noise_share:.0%} of the bound on |grad|² is noise, so more steps cannot "
-        f"help; for |grad|² <= {number(target)} lower the learning rate, or enlarge the batch"
+        f"{state.no_way_down}; for |grad|² <= {number(target)} lower the learning rate, or enlarge "
+        "the batch"
     )
-    expected = f"stationarity_recent down to {number(target)} or below"
-    return _recommend(state, size, reason, expected, hurts=state.flat)
+    return _recommend(state, size, reason, floor_at(target), "advice")
 
 
 def _to_the_best(
     state: Convergence | None, wanted: float | None, history: History
 ) -> Recommendation | None:
-    if state is None or state.target(wanted) is None or not state.step_limited:
+    planned = history.model.planned_steps
+    if state is None or planned is None or state.target(wanted) is None:
         return None
-    steps = max(state.steps, float(history.model.planned_steps or 0))
+    steps = max(state.steps, float(planned))
+    share = state.split_after(steps).noise_share
+    if not share < STEP_LIMITED:
+        return None
     best = best_learning_rate(
         state.loss_gap, state.smoothness, state.variance, state.batch_size, steps
     )
-    size = min(best, CAUTION / state.smoothness)
+    size = min(best, CAUTION / state.smoothness, LARGEST_FACTOR * state.step_size)
     if size <= state.step_size or not differs(state.step_size, size):
         return None
     reason = (
-        f"only {state.split.noise_share:.0%} of the bound on |grad|² is noise: the steps are what "
-        f"is missing; the bound is smallest after {number(steps)} steps at lr "
-        f"{number(state.as_learning_rate(best))}, and 0.5/L is as far as is safe"
+        f"at the end of the {number(steps)} planned steps only {share:.0%} of the bound on |grad|² "
+        f"is noise: the steps are what is missing; at the present L and sigma² the bound is "
+        f"smallest then at lr {number(state.as_learning_rate(best))}, but 0.5/L, and "
+        f"{LARGEST_FACTOR:g} times the present lr, is as far as is safe"
     )
     expected = "stationarity falls faster; L may rise, so look again after the change"
-    return _recommend(state, size, reason, expected)
+    return _recommend(state, size, reason, expected, "info")

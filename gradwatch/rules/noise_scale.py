@@ -63,8 +63,9 @@ def noise_scale(history: History) -> NoiseScale | None:
 
     Returns:
         The noise scale; None if it is not significant, rests on fewer than 50 estimates, is of the
-        warm-up, of gradients that are clipped in more than 20 % of the steps (or, from Adam's
-        state, may be), of batches of half the data or more, or of a heavy tail.
+        warm-up, of gradients that are clipped in more than 20 % of the steps, of batches of half
+        the data or more, of a heavy tail, or from the state of Adam: that follows the drift of the
+        gradient as if it were noise.
     """
     found, limit = (newest_value(history, metric) for metric in ("noise_scale", LOWER_LIMIT))
     if found is None or not _significant(found) or _heavy_tailed(found):
@@ -74,8 +75,7 @@ def noise_scale(history: History) -> NoiseScale | None:
     now, inputs = history[-1].info, found.inputs
     batch_size = usual_batch_size(history) or known(inputs, "batch_size")
     clipped = known(inputs, "clipped_share")
-    clipped_moments = known(inputs, "step_of_adam") != 0 and math.isnan(clipped)
-    if clipped > LARGEST_CLIPPED_SHARE or clipped_moments:
+    if clipped > LARGEST_CLIPPED_SHARE or known(inputs, "step_of_adam") != 0:
         return None
     if warming_up(now, history.model) or not _small(batch_size, history.model):
         return None

@@ -1,13 +1,16 @@
 """The learning rate that fits a batch size which was changed during the run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from gradwatch.records import History, ModelInfo, Recommendation, StepInfo
+from gradwatch.records import History, Measurement, ModelInfo, Recommendation, StepInfo
+from gradwatch.rules.convergence import was_noisy
 from gradwatch.rules.noise_scale import NoiseScale
 from gradwatch.rules.recent import differs, newest_value, same_steps, usable
+from gradwatch.rules.stall import has_stalled
 from gradwatch.table import number
 from gradwatch.theory.lr_batch_ratio import ratio_law_limit, rescaled_learning_rate
 
@@ -17,6 +20,7 @@ SETTLED: Final = 10
 SAFETY: Final = 0.9
 """Share of the stability threshold that a proposal may reach."""
 _EXACT, _ROUGH = 0.1, 0.5  # tolerances of the ratio law
+_SECANT = 0.5  # over L, which secants give roughly
 _LARGEST_SHARE_OF_DATA = 0.1
 
 
@@ -66,8 +70,12 @@ def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
     """Follows a changed batch size with the learning rate: `eta (1 + B_n/S) / (1 + B_n/S')`.
 
     The factor is linear in S while both batches are far below the noise scale `B_n`, and flat far
-    above. For Adam its square root is taken, a heuristic. Not above 0.9 of the stability threshold
-    `2 (1 + beta)/L`, where L is known.
+    above. For Adam its square root is taken, a heuristic. Where L is known, it is not lowered to
+    more than 0.9 of the stability threshold `2 (1 + beta)/L`, nor raised beyond
+    `2 (1 + beta) tau/((1 + tau) L)` with tau = 0.5, where the ratio rule ends, or 0.5/L if L is
+    from secants. It is not raised for batches of more than a tenth of the data, and not spoken of
+    in a training in which noise is or was most of the bound, or which stalled: there a larger
+    batch is a remedy that a larger learning rate would undo.
 
     Args:
         history: the reports so far.
@@ -83,11 +91,13 @@ def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
     curvature = newest_value(history, "noise_scale_curvature")
     noise = curvature.value if curvature and usable(curvature.value) else scale.value
     wanted = rescaled_learning_rate(lr, change.old, change.new, noise, 0.5 if adam else 1.0)
-    threshold = None if adam else _threshold(history, now)
-    proposed = wanted if threshold is None else min(wanted, SAFETY * threshold)
-    if not differs(lr, proposed) or (proposed > lr) != (wanted > lr):
+    raised, smoothness = wanted > lr, None if adam else _smoothness(history)
+    proposed = min(wanted, _limit(smoothness, now, raised=raised))
+    if not differs(lr, proposed) or (proposed > lr) != raised:
         return None
-    caveat = _guard(proposed / lr, change, threshold, now, history.model)
+    if (raised and _too_much_of_the_data(change, history.model)) or _noise_was_the_trouble(history):
+        return None
+    caveat = _guard(proposed, smoothness, now) if raised else ""
     return Recommendation(
         knob="learning_rate",
         current=lr,
@@ -107,32 +117,38 @@ def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
     )
 
 
-def _threshold(history: History, now: StepInfo) -> float | None:
-    """Largest stable learning rate 2 (1 + beta)/L; None if L is not known."""
+def _noise_was_the_trouble(history: History) -> bool:
+    return has_stalled(history) or was_noisy(history)
+
+
+def _too_much_of_the_data(change: BatchChange, model: ModelInfo) -> bool:
+    return change.new > _LARGEST_SHARE_OF_DATA * (model.train_size or math.inf)
+
+
+def _smoothness(history: History) -> Measurement | None:
+    """L: the sharpness, or else the largest secant; None if neither is known."""
     found = newest_value(history, "sharpness") or newest_value(history, "smoothness")
-    if found is None or not usable(found.value):
-        return None
-    return 2.0 * (1.0 + (now.momentum or 0.0)) / found.value
+    return found if found is not None and usable(found.value) else None
 
 
-def _guard(
-    factor: float, change: BatchChange, threshold: float | None, now: StepInfo, model: ModelInfo
-) -> str:
-    """How far a larger learning rate can be trusted to act like the smaller batch did."""
-    if factor <= 1:
-        return ""
-    if model.train_size and change.new > _LARGEST_SHARE_OF_DATA * model.train_size:
-        return (
-            f"; the batch is more than a tenth of the {model.train_size} training samples: the "
-            "ratio rule is not valid there, use warm-up or a smaller factor"
-        )
+def _limit(smoothness: Measurement | None, now: StepInfo, *, raised: bool) -> float:
+    """Largest learning rate that may be proposed [P²/L]; inf if L is not known."""
     momentum = now.momentum or 0.0
-    if threshold is None or not 0 <= momentum < 1:
+    if smoothness is None or not 0 <= momentum < 1:
+        return math.inf
+    product = ratio_law_limit(momentum, _ROUGH) if raised else SAFETY * 2.0 * (1.0 + momentum)
+    if smoothness.metric == "smoothness":
+        product = min(product, _SECANT)
+    return product / smoothness.value
+
+
+def _guard(proposed: float, smoothness: Measurement | None, now: StepInfo) -> str:
+    """How far a larger learning rate can be trusted to act like the smaller batch did."""
+    momentum = now.momentum or 0.0
+    if smoothness is None or not 0 <= momentum < 1:
         return "; the curvature is not measured: use warm-up"
-    product = factor * (now.lr or 0.0) * 2.0 * (1.0 + momentum) / threshold
+    product = proposed * smoothness.value
     shown = f"lr x L would be {number(product)}"
     if product <= ratio_law_limit(momentum, _EXACT):
         return f"; {shown}, where the ratio rule is exact to 10 %"
-    if product <= ratio_law_limit(momentum, _ROUGH):
-        return f"; {shown}: expect small deviations from the ratio rule"
-    return f"; {shown}: the ratio rule is not valid there, use warm-up or a smaller factor"
+    return f"; {shown}: expect small deviations from the ratio rule"

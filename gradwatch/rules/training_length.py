@@ -1,6 +1,5 @@
 """The knob `training_length`: trainings that end before the gradient is small."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -9,25 +8,35 @@ from typing_extensions import override
 
 from gradwatch.interfaces import Rule
 from gradwatch.records import History, Recommendation
-from gradwatch.rules.convergence import Convergence, check_target, converging
+from gradwatch.rules.convergence import (
+    LARGEST_FACTOR,
+    STEP_LIMITED,
+    Convergence,
+    at_the_edge,
+    check_target,
+    converging,
+)
+from gradwatch.rules.noise_scale import noise_scale
 from gradwatch.rules.recent import differs
+from gradwatch.rules.stall import stalled
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import steps_for_target
 
-LARGEST_FACTOR: Final = 1000.0
-"""A training that would have to be longer than this many times is no advice."""
+LARGEST_FLOOR: Final = 0.5
+"""Share of the noise floor in the target from which the number of steps runs off to infinity."""
 
 
 @dataclass(frozen=True)
 class TrainingLength(Rule):
     """Recommends the number of steps after which the bound is at the target.
 
-    Where the steps are what limits the gradient (share of the noise in the bound below 0.3):
-    `N = 2 D/(eps g (2 - L g) - L g² sigma²/B)`, rounded up. It is compared with the planned
-    number of steps, or where that is not known with the steps so far.
+    Where the steps are what limits the gradient (share of the noise in the bound below 0.3 at the
+    planned end): `N = 2 D/(eps g (2 - L g) - L g² sigma²/B)`, rounded up. With a target but
+    without a plan it is compared with the steps so far.
 
-    Silent where `NoiseFloor` is undecided or violated, and where no number of steps reaches the
-    target at this learning rate.
+    Silent without a plan and a target, where `NoiseFloor` is undecided or violated, where the
+    noise floor is more than half of the target, where more than ten times the steps would be
+    needed, at the edge of stability, and while the training stalls.
 
     Args:
         target: wanted mean of `||grad f||²` [L²/P²]; a quarter of what is measured if None.
@@ -46,12 +55,15 @@ class TrainingLength(Rule):
 
     @override
     def advise(self, history: History) -> Iterable[Recommendation]:
-        state = converging(history)
+        state, planned = converging(history), history.model.planned_steps
         target = state.target(self.target) if state is not None else None
-        if state is None or target is None or not state.step_limited:
+        if state is None or target is None or (planned is None and self.target is None):
             return
-        planned = history.model.planned_steps
-        current = float(planned) if planned else state.steps
+        current = max(state.steps, float(planned or 0))
+        split = state.split_after(current)
+        missing = split.noise_share < STEP_LIMITED and split.noise_term <= LARGEST_FLOOR * target
+        if not missing or _wants_smaller_steps(history):
+            return
         needed = steps_for_target(
             state.loss_gap,
             state.smoothness,
@@ -60,12 +72,18 @@ class TrainingLength(Rule):
             state.step_size,
             target,
         )
-        too_many = math.isinf(needed) or needed > LARGEST_FACTOR * current
-        if not too_many and needed > current and differs(current, needed):
+        if current < needed <= LARGEST_FACTOR * current and differs(current, needed):
             yield _recommend(state, current, needed, target)
 
 
+def _wants_smaller_steps(history: History) -> bool:
+    """Whether `LearningRate` calls for another remedy than more of these steps."""
+    at_edge = at_the_edge(history) is not None
+    return at_edge or stalled(history, noise_scale(history)) is not None
+
+
 def _recommend(state: Convergence, current: float, needed: float, target: float) -> Recommendation:
+    share = state.split_after(current).noise_share
     return Recommendation(
         knob="training_length",
         current=current,
@@ -73,11 +91,12 @@ def _recommend(state: Convergence, current: float, needed: float, target: float)
         unit="step",
         severity="info",
         reason=(
-            f"only {state.split.noise_share:.0%} of the bound on |grad|² is noise: the steps are "
-            f"what is missing; {number(needed)} steps bring the bound down to {number(target)}, "
-            f"or fewer at a larger learning rate ({state})"
+            f"only {share:.0%} of the bound on |grad|² is noise after {number(current)} steps: the "
+            f"steps are what is missing; at the present L and sigma², {number(needed)} steps bring "
+            f"the bound down to {number(target)} ({state})"
         ),
-        expected=f"the mean of |grad|² over the training at {number(target)} or below",
+        expected=f"the mean of |grad|² over the training at {number(target)} or below; a smaller "
+        "gradient need not mean a lower loss",
         evidence=(state.verdict,),
         source=state.verdict.source,
     )

@@ -26,7 +26,7 @@ INPUTS = {
     "smallest_loss": 0.1, "first_loss": 2.3, "smoothness": 2.0, "step_size": 0.1,
     "variance": 7.5, "batch_size": 32.0, "batch_changes": 0.0, "loss_scale_changes": 0.0,
     "groups_differ": 0.0, "momentum": 0.0, "weight_decay": 0.0, "smoothness_is_secant": 0.0,
-    "steps": 2000.0, "from_adam": 0.0,
+    "steps": 2000.0, "from_adam": 0.0, "gradient_scale": 1.0,
 }  # fmt: skip
 MET: Mapping[str, float] = {}
 MEASURED, NAIVE = 0.0182, 0.157
@@ -97,6 +97,8 @@ UNDECIDED: dict[str, tuple[str, dict[str, float]]] = {
     "weight decay": ("weight decay", {"weight_decay": 1e-4}),
     "several learning rates": ("different learning rates", {"groups_differ": 1.0}),
     "an unknown smoothness": ("smoothness", {"smoothness": math.nan}),
+    "a loss that was not divided": ("number of micro-batches", {"gradient_scale": 4.0}),
+    "a loss_fn that is a sum": ("loss_fn that is a mean", {"gradient_scale": 1 / 1024}),
 }
 
 
@@ -108,6 +110,13 @@ def test_is_undecided_with_the_reason_for(why: str, metric: str) -> None:
         found = judge(value, metric=metric, inputs=inputs)
         assert found.status == "undecided"
         assert words in found.because
+
+
+@pytest.mark.parametrize("metric", BOTH)
+@pytest.mark.parametrize("scale", [0.51, 1.0, 1.99, math.nan])
+def test_a_gradient_of_the_loss_that_is_measured_is_no_reason(metric: str, scale: float) -> None:
+    # NaN: without probes there is nothing to compare with
+    assert judge(metric=metric, inputs={"gradient_scale": scale}).status == "holds"
 
 
 @pytest.mark.parametrize("metric", BOTH)

@@ -37,6 +37,7 @@ INPUTS = {
     "loss_trend": -0.5,
     "steps": 1500.0,
     "from_adam": 0.0,
+    "gradient_scale": 1.0,
 }
 NOISE_SCALE_INPUTS = {
     "estimates": 200.0,
@@ -47,6 +48,7 @@ NOISE_SCALE_INPUTS = {
     "clipped_share": 0.0,
     "batch_size": 8.0,
     "step_of_adam": 0.0,
+    "halves_ratio": 1.2,
 }
 BOUNDS: tuple[Bound, ...] = (NoiseFloor(), RandomlyStoppedSgd())
 

@@ -113,6 +113,17 @@ def test_silent_where_the_steps_are_what_is_missing(
     assert advice(history_of(stationarity(steps=300.0), share), 0.005) == []
 
 
+@pytest.mark.parametrize("trend", [-3.0, math.nan])
+def test_silent_unless_the_loss_is_flat(
+    trend: float, history_of: Callable[..., History], stationarity: Values, value_of: Values
+) -> None:
+    share = value_of(
+        "dropout_variance_share", 0.7, 0.01, keep=0.3, rates=1.0, law=1.0, data_variance=0.1
+    )
+    assert advice(history_of(stationarity(loss_trend=0.0), share), 0.005) != []
+    assert advice(history_of(stationarity(loss_trend=trend), share), 0.005) == []
+
+
 def test_silent_where_the_noise_floor_is_undecided(
     history_of: Callable[..., History], stationarity: Values, value_of: Values
 ) -> None:
