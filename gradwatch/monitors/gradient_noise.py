@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Final
 
 from torch import Tensor
@@ -12,20 +10,16 @@ from typing_extensions import override
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import StepView
 from gradwatch.interfaces import Monitor
+from gradwatch.monitors.noise_scale import ADAM, FEWEST, NoiseReadings, noise_scale
 from gradwatch.numerics.noise import split_by_halves, split_by_moments, split_by_parts
 from gradwatch.numerics.reading import Reading
-from gradwatch.numerics.running import Estimate, Window, reading_of
-from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
+from gradwatch.numerics.running import reading_of
+from gradwatch.records import Measurement, ModelInfo, StepInfo
 
 SQUARE_UNIT: Final = "L²/P²"
 VARIANCE_UNIT: Final = "L² sample/P²"
 
 HALVES: Final = "two halves of the batch"
-ADAM: Final = "the state of Adam"
-
-WINDOW: Final = 200
-FEWEST: Final = 50
-"""Fewer readings say nothing about a ratio of two noisy means."""
 
 _PARTS: Final = "parts of the step"
 _ORDER: Final = (_PARTS, HALVES, ADAM)
@@ -46,7 +40,14 @@ class GradientNoise(Monitor):
     `noise_scale` is the variance over the square, both averaged over the newest 200 readings of
     one source [sample]: the batch size above which more samples bring little. It is there after
     50 readings, if the square differs from 0 by two standard errors. If it does not,
-    `noise_scale_at_least` is what can be said: batch size times number of readings.
+    `noise_scale_at_least` is what can be said: the variance over the largest square that the
+    readings allow, its mean (or 0) plus two standard errors, and never more than the training
+    data. Readings of Adam's state enter a twentieth of its memory apart.
+
+    `gradient_scale` is the squared norm of the gradient of the step over that of the loss that
+    probes evaluate [1], each of as many samples. It is 1 in expectation; `A²` where A
+    micro-batches are added up without dividing their losses by A, and 4 (of two halves) where the
+    loss is a sum over the samples. Then the step is longer than the gradient says.
 
     Batch normalisation makes samples depend on one another; what is measured then is the noise
     of batches of the size of the parts. The noise of dropout masks is part of the variance.
@@ -55,13 +56,19 @@ class GradientNoise(Monitor):
         McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162.
     """
 
-    metrics = ("gradient_square", "gradient_variance", "noise_scale", "noise_scale_at_least")
+    metrics = (
+        "gradient_square",
+        "gradient_variance",
+        "noise_scale",
+        "noise_scale_at_least",
+        "gradient_scale",
+    )
     needs = frozenset({"independent_gradients", "adam_moments"})
     probed = ("noise_halves_product", "noise_halves_difference")
     probe_cost = 1.0
 
     def __init__(self) -> None:
-        self._sources = {kind: _Source(kind) for kind in _ORDER}
+        self._sources = {kind: NoiseReadings(kind) for kind in _ORDER}
         self._batch_size = math.nan
 
     @override
@@ -86,6 +93,9 @@ class GradientNoise(Monitor):
             return
         square, variance, source = found
         yield Reading("gradient_square", square, unit=SQUARE_UNIT, source=source)
+        scale = _scale(view, square, variance)
+        if scale is not None:
+            yield Reading("gradient_scale", scale, source=source)
         if variance is None:
             view.note(
                 "gradient_variance: the batch size is not known; call watch.observe(batch_size=...)"
@@ -102,11 +112,10 @@ class GradientNoise(Monitor):
         if step.skipped or square is None or variance is None:
             return
         self._batch_size = float(step.batch_size or self._batch_size)
-        clipped = math.nan if step.grads_clipped is None else float(step.grads_clipped)
-        self._add(square.source, square.value, variance.value, clipped)
+        self._add(step, square.source, square.value, variance.value)
         source = self._best()
         if source is not None:
-            yield from _noise_scale(step.step, source, self._batch_size)
+            yield from noise_scale(step.step, source, self._batch_size, model.train_size)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -117,72 +126,21 @@ class GradientNoise(Monitor):
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        sources = {kind: _Source.of(kind, state["sources"][kind]) for kind in _ORDER}
+        sources = {kind: NoiseReadings.of(kind, state["sources"][kind]) for kind in _ORDER}
         self._sources, self._batch_size = sources, float(state["batch_size"])
 
-    def _add(self, text: str, square: float, variance: float, clipped: float) -> None:
+    def _add(self, step: StepInfo, text: str, square: float, variance: float) -> None:
         kind = text if text in {HALVES, ADAM} else _PARTS
         for other, source in self._sources.items():
             if other == kind:
-                source.add(text, square, variance, clipped)
+                source.add(step, text, square, variance)
             else:
                 source.rest()
 
-    def _best(self) -> "_Source | None":
+    def _best(self) -> "NoiseReadings | None":
         """The most trusted source with enough readings."""
         sources = (self._sources[kind] for kind in _ORDER)
         return next((source for source in sources if len(source.window) >= FEWEST), None)
-
-
-@dataclass(slots=True)
-class _Source:
-    """The readings of one kind of source; readings of several kinds are never mixed.
-
-    Attributes:
-        text: how the source is called.
-        window: square, variance, and whether gradients were clipped.
-        silent: readings of other sources since the last one; at 200 everything is forgotten.
-    """
-
-    text: str
-    window: Window = field(default_factory=lambda: Window(WINDOW))
-    silent: int = 0
-
-    def add(self, text: str, square: float, variance: float, clipped: float) -> None:
-        self.text, self.silent = text, 0
-        self.window.add(square, variance, clipped)
-
-    def rest(self) -> None:
-        self.silent += 1
-        if self.silent >= WINDOW:
-            self.window.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "window": self.window.state_dict(), "silent": self.silent}
-
-    @classmethod
-    def of(cls, kind: str, state: Mapping[str, Any]) -> "_Source":
-        source = cls(kind)
-        source.text, source.silent = str(state["text"]), int(state["silent"])
-        source.window.load_state_dict(state["window"])
-        return source
-
-
-def share_of(flags: Sequence[float]) -> float:
-    """Share of true among what is known.
-
-    Args:
-        flags: 1 for true, 0 for false, NaN for unknown.
-
-    Returns:
-        The share, NaN if nothing is known.
-
-    Example:
-        >>> share_of([1.0, 0.0, math.nan])
-        0.5
-    """
-    known = [flag for flag in flags if not math.isnan(flag)]
-    return sum(known) / len(known) if known else math.nan
 
 
 _Found = tuple[Tensor, Tensor | None, str]
@@ -214,6 +172,26 @@ def _per_sample(noise: Tensor, view: StepView) -> Tensor | None:
     return None if view.batch_size is None else noise * view.batch_size
 
 
+def _scale(view: StepView, square: Tensor, variance: Tensor | None) -> Tensor | None:
+    """Square of the step's gradient over that of the loss as it is probed, for as many samples.
+
+    The mean gradient of n samples has the expected square `||G||² + tr(Sigma)/n`.
+    """
+    if variance is None:
+        return None
+    if view.independent_gradients is not None:
+        probed = view.probed.get("smoothness_gradient_square")
+        samples = view.probed.get("smoothness_examples")
+        if probed is None or samples is None:
+            return None
+        return (square + variance / samples.to(square.device)) / probed.to(square.device)
+    whole = view.raw_gradient_norms
+    if whole is None or view.batch_size is None or "noise_halves_product" not in view.probed:
+        return None
+    total = whole.total().square()
+    return total / (square + variance / view.batch_size).to(total.device)
+
+
 def _missing(view: StepView) -> str:
     reason = view.independent_gradients_unavailable or "the step has one gradient only"
     return (
@@ -221,34 +199,3 @@ def _missing(view: StepView) -> str:
         "several ranks, a loss_fn (with watch.observe(batch=...) where the model does not see "
         "the batch), or Adam"
     )
-
-
-def _noise_scale(step: int, source: _Source, batch_size: float) -> Iterator[Measurement]:
-    square, variance = source.window.mean(0), source.window.mean(1)
-    ratio = source.window.ratio(1, 0)
-    inputs = {
-        "estimates": float(square.count),
-        "gradient_square": square.value,
-        "gradient_square_error": square.standard_error,
-        "gradient_variance": variance.value,
-        "variance_median": median(source.window.column(1)),
-        "clipped_share": share_of(source.window.column(2)),
-        "batch_size": batch_size,
-        "step_of_adam": float(source.text == ADAM),
-    }
-    if square.significant:
-        found = ("noise_scale", ratio)
-    else:
-        found = ("noise_scale_at_least", Estimate(batch_size * square.count, math.nan, 0))
-    metric, estimate = found
-    if math.isfinite(estimate.value):
-        yield Measurement(
-            metric=metric,
-            scope=MODEL,
-            step=step,
-            value=estimate.value,
-            unit="sample",
-            standard_error=estimate.error,
-            source=source.text,
-            inputs=inputs,
-        )

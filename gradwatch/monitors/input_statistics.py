@@ -17,7 +17,7 @@ from gradwatch.numerics.running import Window, reading_of
 from gradwatch.records import MODEL, LayerInfo, Measurement, ModelInfo, StepInfo
 
 WINDOW: Final = 20
-FEWEST: Final = 5
+FEWEST: Final = 10
 
 
 class InputStatistics(Monitor):
@@ -29,8 +29,9 @@ class InputStatistics(Monitor):
     second, both averaged over the newest 20 readings: near 1, the curvature of the first layer
     is that of the mean, and centred inputs would allow larger steps.
 
-    It is there for models that begin with a linear layer, for inputs of its size that are
-    neither integers nor one-hot.
+    It is there for models whose first layer with parameters is linear, for inputs of its size that
+    are neither integers nor one-hot, and only if the next layer with parameters is no
+    normalisation: that takes the mean out of what the first layer gives.
     """
 
     metrics = ("input_mean_square", "input_top_eigenvalue", "input_mean_share")
@@ -42,10 +43,8 @@ class InputStatistics(Monitor):
 
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
-        first = next((layer for layer in view.model.layers if layer.fan_in > 0), None)
-        if first is None or first.kind != "Linear" or first.one_hot_input:
-            return {}
-        rows = _rows(view.first_input, first)
+        first = _first_layer(view.model)
+        rows = None if first is None else _rows(view.first_input, first)
         if rows is None:
             return {}
         return {
@@ -91,6 +90,15 @@ class InputStatistics(Monitor):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._window.load_state_dict(state["window"])
+
+
+def _first_layer(model: ModelInfo) -> LayerInfo | None:
+    """The first layer, if it is linear, sees no one-hot rows and is not normalised."""
+    first, second = (model.layers[place] if place < len(model.layers) else None for place in (0, 1))
+    if first is None or first.kind != "Linear" or first.one_hot_input:
+        return None
+    normalised = second is not None and second.name in model.normalisations
+    return None if normalised else first
 
 
 def _rows(inputs: Tensor | None, layer: LayerInfo) -> Tensor | None:

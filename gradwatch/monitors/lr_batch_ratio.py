@@ -26,9 +26,9 @@ class LrBatchRatio(Monitor):
 
     The learning rate is that of the first parameter group; the batch size counts the samples of
     all micro-batches of a step. For SGD there is more: `lr_batch_ratio_effective` is the ratio with
-    heavy ball, `lr/(S (1 - momentum))`. `temperature = lr s²/(2 S)` [L] is the noise level, with
-    `s²` the mean variance of one coordinate of a sample's gradient, from the newest 200
-    `gradient_variance` after 50. `lr_curvature` is the largest learning rate times the
+    heavy ball, `lr (1 - dampening)/(S (1 - momentum))`. `temperature = lr s²/(2 S)` [L] is the
+    noise level, with `s²` the mean variance of one coordinate of a sample's gradient, from the
+    newest 200 `gradient_variance` after 50. `lr_curvature` is the largest learning rate times the
     sharpness, or times the largest secant where the sharpness is not measured: the ratio alone
     describes SGD while that is small.
 
@@ -132,7 +132,8 @@ def _ratio(lr: float | Tensor, samples: Tensor) -> Tensor:
 
 def _effective(step: StepInfo) -> Iterator[Measurement]:
     size = _or_unknown(step.batch_size)
-    value = where_defined(effective_ratio, step.lrs[0], size, step.momentum or 0.0)
+    lr = step.lrs[0] * (1.0 - (step.dampening or 0.0))
+    value = where_defined(effective_ratio, lr, size, step.momentum or 0.0)
     if value is not None:
         yield Measurement(
             metric="lr_batch_ratio_effective",

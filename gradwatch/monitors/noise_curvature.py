@@ -32,8 +32,9 @@ class NoiseCurvature(Monitor):
     30 of them, if the first mean is significant: at that batch size the best step is half as long
     as without noise. `stall_ratio = eta (G^T H G + tr(H Sigma)/S) / (2 ||G||²)` is the loss that a
     step of SGD adds over the loss that it removes; from 1 on the expected loss does not fall.
-    With heavy ball `eta = lr/(1 - momentum)`. It takes `||G||²` from the newest `noise_scale`, so
-    this monitor must stand behind `GradientNoise`.
+    It is about a single step of plain SGD and so silent with momentum, whose steps are made of
+    many gradients. It takes `||G||²` from the newest `noise_scale`, so this monitor must stand
+    behind `GradientNoise`.
 
     References:
         McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162
@@ -114,7 +115,7 @@ class NoiseCurvature(Monitor):
             yield _measurement("noise_scale_curvature", "sample", step, ratio, inputs)
 
     def _stall(self, step: StepInfo) -> Iterator[Measurement]:
-        if step.optimizer != "SGD" or step.lr is None or not step.batch_size:
+        if step.optimizer != "SGD" or step.momentum or step.lr is None or not step.batch_size:
             return
         inputs = {**self._known, **self._inputs(step)}
         square = self._known.get("gradient_square", math.nan)
@@ -125,7 +126,6 @@ class NoiseCurvature(Monitor):
             inputs["gradient_curvature"],
             inputs["noise_curvature"],
             step.batch_size,
-            step.momentum or 0.0,
         )
         if value is not None:
             relative = self._known.get("gradient_square_error", math.nan) / square

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from gradwatch.monitors.gradient_noise import share_of
+from gradwatch.monitors.noise_scale import share_of
 from gradwatch.numerics.running import BlockMeans, slope_of
 
 BEYOND: Final = 2.0

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.undisturbed import same_draws
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import StepView
 from gradwatch.interfaces import Monitor
-from gradwatch.numerics.noise import squared_distance
+from gradwatch.numerics.noise import inner_product, squared_distance
 from gradwatch.numerics.reading import Reading
 from gradwatch.numerics.running import reading_of
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
@@ -36,10 +37,13 @@ class Smoothness(Monitor):
 
     It runs on the fixed probe batch where there is one. Parameters in half precision are left
     out: their rounding is larger than the change of the gradient.
+
+    On the last batch the probe also gives the squared norm of its first gradient [L²/P²] and its
+    number of examples, which `GradientNoise` compares with the gradient of the step.
     """
 
     metrics = ("smoothness_secant", "smoothness")
-    probed = ("smoothness_secant",)
+    probed = ("smoothness_secant", "smoothness_gradient_square", "smoothness_examples")
     probe_cost = 2.0
 
     def __init__(self) -> None:
@@ -63,7 +67,14 @@ class Smoothness(Monitor):
         change = squared_distance([*after.values()], [*before.values()])
         # What was added to the parameters, rounding included, not what should have been.
         length = squared_distance([*moved.values()], [*start.values()])
-        return {"smoothness_secant": (change / length).sqrt()}
+        found = {"smoothness_secant": (change / length).sqrt()}
+        examples = _examples(view)
+        if examples:
+            gradient = [*before.values()]
+            square = inner_product(gradient, gradient)
+            found["smoothness_gradient_square"] = square
+            found["smoothness_examples"] = torch.full_like(square, examples)
+        return found
 
     @override
     def read(self, view: StepView) -> Iterator[Reading]:
@@ -95,6 +106,16 @@ class Smoothness(Monitor):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._newest = deque(map(float, state["newest"]), maxlen=KEPT)
+
+
+def _examples(view: ProbeView) -> int:
+    """Of the last batch; 0 if it is not the one that was probed or shows none."""
+    if view.fixed_objective is not None:
+        return 0
+    try:
+        return view.last.examples
+    except ObjectiveError:
+        return 0
 
 
 class KnownSmoothness:

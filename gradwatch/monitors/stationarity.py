@@ -11,7 +11,8 @@ from typing_extensions import override
 from gradwatch.capture.view import StepView
 from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Monitor
-from gradwatch.monitors.gradient_noise import ADAM, SQUARE_UNIT, share_of
+from gradwatch.monitors.gradient_noise import SQUARE_UNIT
+from gradwatch.monitors.noise_scale import ADAM, share_of
 from gradwatch.monitors.path import (
     BEYOND,
     Path,
@@ -33,6 +34,9 @@ WINDOW: Final = 400
 EDGE: Final = 1.8
 """Step size times smoothness at which SGD is at the edge of stability."""
 
+SCALES: Final = 100
+"""Number of known `gradient_scale` whose median counts; of 20 it may be wrong by a factor 2."""
+
 
 class Stationarity(Monitor):
     """Mean of the squared norm of the true gradient, which measures how near SGD is to rest.
@@ -42,14 +46,16 @@ class Stationarity(Monitor):
     [L²/P²]. In expectation it is at most the sum of `stationarity_step_term`,
     `2 (first loss - lowest loss) / sum_k w_k`, and `stationarity_noise_term`,
     `sum_k L_k g_k² sigma_k²/B_k / sum_k w_k`. A sampled step stands for those since the one before.
+    From `2/L` on a step size has no weight and the sums lose their meaning: the first such reading
+    is the last that the three are reported with.
 
     `stationarity_recent` is the plain mean over the newest 400 readings, `noise_floor` the level
     below which more steps cannot get it, `L g sigma²/B / (2 - L g)`, and `noise_share` the share
     of the noise in the bound for constant settings.
 
     The step size is the largest learning rate of any group; with heavy ball, heuristically,
-    `lr/(1 - momentum)`. Everything is reported for any optimizer, but means what it says for SGD
-    only. It needs `GradientNoise`, and `Smoothness` or a monitor of the sharpness.
+    `lr (1 - dampening)/(1 - momentum)`. Everything is reported for any optimizer, but means what it
+    says for SGD only. It needs `GradientNoise`, and `Smoothness` or a monitor of the sharpness.
 
     Args:
         lowest_loss: a value that the training loss cannot fall below [L].
@@ -85,6 +91,8 @@ class Stationarity(Monitor):
         self._variance = math.nan
         self._first_loss = math.nan
         self._smallest_loss = math.nan
+        self._scales: deque[float] = deque(maxlen=SCALES)
+        self._ended = False
 
     @override
     def read(self, view: StepView) -> tuple[Reading, ...]:
@@ -106,7 +114,9 @@ class Stationarity(Monitor):
         if len(self._rows) < BLOCKS:
             return
         inputs = {**self._inputs(step), "from_adam": float(square.source == ADAM)}
-        if self._path.means.count >= BLOCKS:
+        if self._path.means.count >= BLOCKS and not self._ended:
+            # Once more with the share beyond the edge, so that no older verdict stands.
+            self._ended = self._path.beyond_share > 0.0
             yield from self._whole(step.step, inputs)
         yield from self._newest(step.step, inputs)
 
@@ -119,6 +129,8 @@ class Stationarity(Monitor):
             "variance": self._variance,
             "first_loss": self._first_loss,
             "smallest_loss": self._smallest_loss,
+            "scales": list(self._scales),
+            "ended": self._ended,
         }
 
     @override
@@ -130,11 +142,16 @@ class Stationarity(Monitor):
         self._smoothness.load_state_dict(state["smoothness"])
         self._rows = deque(rows, maxlen=WINDOW)
         self._variance, self._first_loss, self._smallest_loss = variance, first_loss, smallest_loss
+        self._scales = deque(map(float, state["scales"]), maxlen=SCALES)
+        self._ended = bool(state["ended"])
 
     def _learn(self, step: StepInfo, measurements: Sequence[Measurement]) -> None:
         self._smoothness.learn(measurements)
         variance = reading_of(measurements, "gradient_variance")
         self._variance = self._variance if variance is None else variance.value
+        scale = reading_of(measurements, "gradient_scale")
+        if scale is not None:
+            self._scales.append(scale.value)
         loss = _known(step.loss)
         if math.isfinite(loss):
             if math.isnan(self._first_loss):
@@ -148,7 +165,7 @@ class Stationarity(Monitor):
             step=float(step.step),
             square=square,
             variance=self._variance,
-            step_size=_step_size(step),
+            step_size=_known(step.lr) * step.momentum_gain,
             smoothness=self._smoothness.value,
             batch_size=_known(step.batch_size),
             loss=loss if math.isfinite(loss) else math.nan,
@@ -214,7 +231,9 @@ class Stationarity(Monitor):
             "lr_changes": changes(self._column("step_size")),
             "batch_changes": lasting_changes(self._column("batch_size")),
             "loss_scale_changes": changes(self._column("loss_scale")),
-            "edge_share": share_above(self._column("edge"), EDGE),
+            # The edge is that of plain SGD; heavy ball has another one.
+            "edge_share": math.nan if step.momentum else share_above(self._column("edge"), EDGE),
+            "gradient_scale": median(self._scales) if len(self._scales) >= BLOCKS else math.nan,
             "lowest_loss": self.lowest_loss,
             "smallest_loss": self._smallest_loss,
             "first_loss": self._first_loss,
@@ -228,6 +247,7 @@ class Stationarity(Monitor):
             "variance_error": variance.standard_error,
             "groups_differ": float(len(set(step.lrs)) > 1),
             "momentum": step.momentum or 0.0,
+            "dampening": step.dampening or 0.0,
             "weight_decay": step.weight_decay or 0.0,
             "steps": step.step + 1.0,
         }
@@ -262,11 +282,6 @@ def _measured(
 
 def _exact(value: float) -> Estimate:
     return Estimate(value, math.nan, 0)
-
-
-def _step_size(step: StepInfo) -> float:
-    momentum = step.momentum or 0.0
-    return math.nan if step.lr is None or not momentum < 1.0 else step.lr / (1.0 - momentum)
 
 
 def _finite(values: Sequence[float]) -> list[float]:

@@ -3,8 +3,13 @@
 The readings of a training follow one another, so their errors are no independent draws. All
 standard errors here are by batch means: the readings are cut into about 20 blocks of neighbours,
 and the scatter of the blocks tells how well the mean is known, correlations shorter than a block
-included. The scatter is that of a block about the next one (von Neumann 1941), not about the mean
-of all: that a quantity changes in the course of a training is no error of its mean.
+included.
+
+There are two scatters of blocks: about the mean of all, and about the next block (von Neumann
+1941). A mean over the newest readings stands for the value of now, so that a drift within them is
+an error of it: `mean_of`, `ratio_of_means` and `Window` take the larger of the two. A mean over a
+whole training is the mean of what changed in its course, and a change is no error of it:
+`BlockMeans` takes the second one. Fewer than three blocks have no error.
 """
 
 import math
@@ -25,13 +30,17 @@ MOST_BLOCKS: Final = 2 * BLOCKS
 """At so many blocks neighbours are merged."""
 
 
+FEWEST: Final = 3
+"""Fewer blocks do not tell how they scatter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean of readings, or a ratio of two means.
 
     Attributes:
         value: the estimate; NaN without readings.
-        standard_error: of the value; NaN for fewer than two readings.
+        standard_error: of the value; NaN for fewer than three readings.
         count: number of readings.
     """
 
@@ -62,11 +71,11 @@ def mean_of(values: Sequence[float]) -> Estimate:
         values: n readings.
 
     Returns:
-        The mean and its standard error by batch means.
+        The mean and its standard error by batch means, a drift included.
 
     Example:
         >>> mean_of([1.0, 2.0, 3.0])
-        Estimate(value=2.0, standard_error=0.40824829046386296, count=3)
+        Estimate(value=2.0, standard_error=0.5773502691896257, count=3)
     """
     return ratio_of_means(values, [1.0] * len(values))
 
@@ -75,15 +84,16 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     """The ratio of two means of paired readings in order of time.
 
     A mean of ratios would be biased. The error is that of the linearised ratio (delta method): with
-    `r` the ratio, `t_b`, `u_b` the sums of block b of n blocks and `z_b = t_b - r u_b`,
-    `sqrt(n/(2(n-1)) sum_b (z_{b+1} - z_b)²) / |sum_b u_b|`.
+    `r` the ratio, `t_b`, `u_b` the sums of block b of n blocks and `z_b = t_b - r u_b` of mean 0,
+    it is the square root of the larger of `n/(n-1) sum_b z_b²` and
+    `n/(2(n-1)) sum_b (z_{b+1} - z_b)²`, over `|sum_b u_b|`.
 
     Args:
         tops: n numerators.
         bottoms: n denominators.
 
     Returns:
-        The ratio and its standard error by batch means.
+        The ratio and its standard error by batch means, a drift included.
 
     Example:
         >>> ratio_of_means([2.0, 4.0], [1.0, 1.0]).value
@@ -93,23 +103,26 @@ def ratio_of_means(tops: Sequence[float], bottoms: Sequence[float]) -> Estimate:
     blocks = min(BLOCKS, count)
     edges = [count * index // blocks for index in range(blocks + 1)] if blocks else []
     sums = [(sum(tops[start:end]), sum(bottoms[start:end])) for start, end in pairwise(edges)]
-    return Estimate(*_ratio(sums), count)
+    return Estimate(*_ratio(sums, drift_is_error=True), count)
 
 
-def _ratio(blocks: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def _ratio(blocks: Sequence[tuple[float, float]], *, drift_is_error: bool) -> tuple[float, float]:
     """Sum of the numerators over sum of the denominators, and its standard error."""
     count = len(blocks)
     bottom = sum(block[1] for block in blocks)
     if not bottom:
         return math.nan, math.nan
     value = sum(block[0] for block in blocks) / bottom
-    if count < 2:  # noqa: PLR2004
+    if count < FEWEST:
         return value, math.nan
     residuals = [top - value * part for top, part in blocks]
     # A product instead of a power: the power of a large float raises.
     differences = ((two - one) * (two - one) for one, two in pairwise(residuals))
-    scatter = sum(differences) / 2 * count / (count - 1)
-    return value, math.sqrt(scatter) / abs(bottom)
+    scatter = sum(differences) / 2
+    if drift_is_error:
+        # The other one second: a comparison with NaN is false.
+        scatter = max(scatter, sum(residual * residual for residual in residuals))
+    return value, math.sqrt(scatter * count / (count - 1)) / abs(bottom)
 
 
 def slope_of(places: Sequence[float], values: Sequence[float]) -> Estimate:
@@ -182,7 +195,7 @@ class Window:
             index: which.
 
         Returns:
-            The mean with its standard error.
+            The mean with its standard error, a drift included.
         """
         return mean_of(self.column(index))
 
@@ -194,7 +207,7 @@ class Window:
             bottom: which is the denominator.
 
         Returns:
-            The ratio with its standard error.
+            The ratio with its standard error, a drift included.
         """
         return ratio_of_means(self.column(top), self.column(bottom))
 
@@ -231,8 +244,8 @@ class BlockMeans:
 
     @property
     def estimate(self) -> Estimate:
-        """The weighted mean of all readings."""
-        return Estimate(*_ratio(self._blocks), self.count)
+        """The weighted mean of all readings; a drift is no error of it."""
+        return Estimate(*_ratio(self._blocks, drift_is_error=False), self.count)
 
     def add(self, value: float, weight: float = 1.0) -> None:
         """Takes a reading.

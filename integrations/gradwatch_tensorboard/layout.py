@@ -39,6 +39,7 @@ QUESTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "gradient_square",
         "gradient_variance",
         "gradient_curvature",
+        "gradient_scale",
         "stall_ratio",
         "dropout_",
         "microbatch",
@@ -52,6 +53,7 @@ _OF_THE_MODEL_ONLY: Final = frozenset(
     | {"lr_batch_ratio", "lr_batch_ratio_effective", "lr_curvature"}
     | {"smoothness", "smoothness_secant"}
     | {"microbatch_gradient_norm", "microbatches", "gradient_square", "gradient_variance"}
+    | {"gradient_scale"}
     | {"noise_scale", "noise_scale_at_least", "noise_scale_curvature", "stall_ratio"}
     | {"gradient_curvature", "noise_curvature", "noise_floor", "noise_share"}
     | {"stationarity", "stationarity_recent", "stationarity_step_term", "stationarity_noise_term"}

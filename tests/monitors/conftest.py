@@ -121,6 +121,8 @@ STEPS = st.builds(
     lrs=st.lists(FLOATS, max_size=2).map(tuple),
     optimizer=st.sampled_from(["SGD", "AdamW", ""]),
     momentum=st.none() | FLOATS,
+    dampening=st.none() | FLOATS,
+    betas=st.none() | st.tuples(FLOATS, FLOATS),
     weight_decay=st.none() | FLOATS,
     batch_size=st.none() | st.integers(0, 2**40),
     grads_clipped=st.none() | st.booleans(),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
+from gradwatch.capture.model.parameters import settings_of
 from gradwatch.interfaces import Monitor
 from gradwatch.monitors import LrBatchRatio
 from gradwatch.monitors.smoothness import SECANTS
@@ -37,6 +39,37 @@ def derived(
 def test_momentum_makes_the_ratio_larger(step: Step) -> None:
     found = derived(step, [], lrs=(0.1, 0.7), momentum=0.5)["lr_batch_ratio_effective"]
     assert (found.value, found.unit) == (0.1 / 32 / 0.5, "P²/(L sample)")
+
+
+def test_dampening_makes_it_smaller(step: Step) -> None:
+    found = derived(step, [], lrs=(0.1,), momentum=0.5, dampening=0.5)["lr_batch_ratio_effective"]
+    assert found.value == pytest.approx(0.1 / 32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.5, "nesterov": True},
+        {"momentum": 0.0, "dampening": 0.3},  # torch leaves it out of account
+    ],
+)
+def test_the_gain_of_momentum_is_what_torch_makes_of_a_steady_gradient(
+    step: Step, settings: dict[str, Any]
+) -> None:
+    point = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([point], lr=0.1, **settings)
+    for _ in range(400):
+        before = point.item()
+        point.grad = torch.ones_like(point)
+        optimizer.step()
+    info = step(**settings_of(optimizer))
+    assert 0.1 * info.momentum_gain == pytest.approx(before - point.item())
+
+
+def test_a_momentum_of_one_has_no_gain(step: Step) -> None:
+    assert math.isnan(step(momentum=1.0).momentum_gain)
+    assert step(momentum=None, dampening=None).momentum_gain == 1.0
 
 
 def test_temperature(step: Step, measured: Measured) -> None:

@@ -136,16 +136,14 @@ def test_the_stall_ratio(step: Step, measured: Measured) -> None:
     assert found.inputs["gradient_square"] == 0.32
 
 
-def test_momentum_makes_the_steps_longer(step: Step, measured: Measured) -> None:
-    settings = {"lrs": (0.05,), "batch_size": 16, "momentum": 0.9}
-    found = feed(step, measured, 100, [noise_scale()], **settings)["stall_ratio"]
-    assert found.value == pytest.approx(0.6675781249999999)
+def test_a_group_without_a_momentum_is_plain_sgd(step: Step, measured: Measured) -> None:
+    assert "stall_ratio" in feed(step, measured, 100, [noise_scale()], momentum=None)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"optimizer": "AdamW"}, {"batch_size": None}, {"lrs": ()}, {"momentum": 1.0}]
+    "settings", [{"optimizer": "AdamW"}, {"batch_size": None}, {"lrs": ()}, {"momentum": 0.9}]
 )
-def test_where_the_step_is_no_step_of_sgd_nothing_stalls(
+def test_where_the_step_is_no_step_of_plain_sgd_nothing_stalls(
     step: Step, measured: Measured, settings: dict[str, Any]
 ) -> None:
     assert set(feed(step, measured, 100, [noise_scale()], **settings)) == {"noise_scale_curvature"}

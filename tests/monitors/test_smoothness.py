@@ -70,6 +70,19 @@ def test_the_fixed_probe_batch_comes_first(probe: Probe) -> None:
     assert float(found["smoothness_secant"]) == pytest.approx(27.0, rel=1e-6)
 
 
+def test_the_gradient_is_compared_with_that_of_a_step_only_on_the_same_batch(
+    probe: Probe,
+) -> None:
+    model = Bowl(1.0, 1.0, 1.0)
+    found = probe(Smoothness(), model, BATCH, objective=objective(model))
+    assert float(found["smoothness_gradient_square"]) == pytest.approx(1 + 16 + 81)
+    assert float(found["smoothness_examples"]) == 2.0
+    fixed = probe(
+        Smoothness(), model, BATCH, objective=objective(model), fixed_objective=objective(model)
+    )
+    assert set(fixed) == {"smoothness_secant"}
+
+
 def test_both_gradients_are_of_the_same_masks(probe: Probe) -> None:
     """A loss that is linear in the weights for fixed masks has no curvature."""
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Stationarity: its sums against the theory of whole runs, and what it tells about them."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Monitor
 from gradwatch.monitors import Stationarity
 from gradwatch.records import Measurement, ModelInfo, StepInfo
+from gradwatch.serialise import to_json
 from gradwatch.theory.gradient_convergence import noise_floor, path_bound, stationarity_bound
 
 METRICS = (
@@ -19,6 +21,7 @@ METRICS = (
     "smoothness",
     "smoothness_secant",
     "sharpness",
+    "gradient_scale",
 )
 ADAM = "the state of Adam"
 
@@ -132,13 +135,15 @@ def test_what_it_tells_about_a_plain_run(step: Step, measured: Measured) -> None
         "loss_scale_changes": 0, "edge_share": 0, "beyond_edge": 0, "lowest_loss": 0,
         "smallest_loss": 1, "first_loss": 1, "loss_recent": 1, "loss_trend": 0, "smoothness": 2,
         "smoothness_is_secant": 0, "step_size": 0.1, "variance": 16, "variance_error": 0,
-        "batch_size": 32, "groups_differ": 0, "momentum": 0, "weight_decay": 0, "steps": 60,
+        "batch_size": 32, "groups_differ": 0, "momentum": 0, "dampening": 0, "weight_decay": 0,
+        "steps": 60,
         "from_adam": 0, "relative_error": 0,
     }  # fmt: skip
     for metric in ("stationarity", "stationarity_recent", "noise_share"):
         inputs = found[metric].inputs
         assert {name: inputs[name] for name in expected} == expected
-        assert {*inputs} - {*expected} == {"step_term", "noise_term", "floor"}
+        unknown = {"step_term", "noise_term", "floor", "gradient_scale"}
+        assert {*inputs} - {*expected} == unknown
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,11 @@ def test_what_it_tells_about_a_plain_run(step: Step, measured: Measured) -> None
         ({"loss": -2.0}, "smallest_loss", -2.0),
         ({"batch_size": None}, "batch_size", math.nan),
         ({"lrs": (0.95,)}, "edge_share", 1.0),
+        ({"lrs": (0.45,), "momentum": 0.5}, "edge_share", math.nan),
+        ({"lrs": (0.95,), "momentum": None}, "edge_share", 1.0),
+        ({"momentum": 0.9, "dampening": 0.5}, "step_size", 0.5),
+        ({"momentum": 0.9, "dampening": 0.5}, "dampening", 0.5),
+        ({"momentum": None}, "gradient_scale", math.nan),
     ],
 )
 def test_what_it_tells_about_the_settings(
@@ -202,24 +212,61 @@ def test_the_trend_of_the_loss(step: Step, measured: Measured) -> None:
     assert found["noise_share"].inputs["loss_trend"] < -1e6
 
 
-def test_beyond_two_over_l_a_step_has_no_weight(step: Step, measured: Measured) -> None:
-    steps = [step(number, lrs=(1.0 if number % 4 == 0 else 0.1,)) for number in range(40)]
-    values = [
-        measured(
-            gradient_square=100.0 if number % 4 == 0 else 0.5,
-            gradient_variance=16.0,
-            sharpness=2.0,
-        )
-        for number in range(40)
-    ]
-    found = after(Stationarity(), steps, values)
-    assert found["stationarity"].value == pytest.approx(0.5)
-    assert found["stationarity"].inputs["estimates"] == 30
-    assert found["stationarity"].inputs["beyond_edge"] == 0.25
-    assert found["stationarity_recent"].value == pytest.approx(0.75 * 0.5 + 25)
-    beyond = after(Stationarity(), [step(k, lrs=(1.0,)) for k in range(40)], values)
-    assert set(beyond) == {"stationarity_recent"}
-    assert beyond["stationarity_recent"].inputs["floor"] == math.inf
+@pytest.mark.parametrize("place", [20, 30])
+def test_the_first_step_beyond_two_over_l_is_the_last_of_the_path(
+    step: Step, measured: Measured, place: int
+) -> None:
+    monitor = Stationarity()
+    told: dict[int, Found] = {}
+    for number in range(50):
+        beyond = number == place
+        values = constant(measured, 1, gradient_square=100.0 if beyond else 0.5)
+        info = step(number, lrs=(1.0 if beyond else 0.1,))
+        told[number] = after(monitor, [info], values)
+        if number == 35:
+            monitor = resumed(monitor)
+    path = {"stationarity", "stationarity_step_term", "stationarity_noise_term"}
+    with_path = [number for number, found in told.items() if path & set(found)]
+    assert with_path == [*range(19, place + 1)]
+    assert set(told[place]) == path | {"stationarity_recent"}  # no floor beyond 2/L
+    # What is reported last has no weight of the step beyond it, and says that there was one.
+    assert told[place]["stationarity"].value == pytest.approx(0.5)
+    assert told[place]["stationarity"].inputs["beyond_edge"] == 1 / (place + 1)
+    newest = told[49]
+    assert set(newest) == {"stationarity_recent", "noise_floor", "noise_share"}
+    assert newest["stationarity_recent"].inputs["beyond_edge"] == 1 / 50
+    assert newest["stationarity_recent"].value == pytest.approx((49 * 0.5 + 100) / 50)
+
+
+def resumed(monitor: Stationarity) -> Stationarity:
+    other = Stationarity()
+    other.load_state_dict(json.loads(json.dumps(to_json(monitor.state_dict()))))
+    return other
+
+
+def test_a_run_beyond_two_over_l_has_only_a_mean(step: Step, measured: Measured) -> None:
+    found = run(step, measured, lrs=(1.0,))
+    assert set(found) == {"stationarity_recent"}
+    assert found["stationarity_recent"].inputs["floor"] == math.inf
+
+
+def test_the_scale_of_the_gradient_is_a_median_of_the_newest(
+    step: Step, measured: Measured
+) -> None:
+    scales = [*([math.nan, 1.0] * 60), *([16.0] * 50), 900.0]
+
+    def found(count: int) -> float:
+        steps = [step(number) for number in range(count)]
+        values = [
+            measured(gradient_square=0.5, gradient_variance=16.0, gradient_scale=scale)
+            for scale in scales[:count]
+        ]
+        return after(Stationarity(), steps, values)["stationarity_recent"].inputs["gradient_scale"]
+
+    assert math.isnan(found(39))  # of 19 known ones
+    assert found(40) == 1.0
+    assert found(120 + 49) == 1.0
+    assert found(120 + 51) == 16.0  # 51 of the newest 100
 
 
 def test_secants_stand_in_for_the_sharpness(step: Step, measured: Measured) -> None:
@@ -294,7 +341,8 @@ def test_no_values_make_it_raise(survives: Check) -> None:
 
 
 def test_it_resumes(resumes: Check) -> None:
-    resumes(Stationarity, ("gradient_square", "gradient_variance", "smoothness"))
+    metrics = ("gradient_square", "gradient_variance", "smoothness", "gradient_scale")
+    resumes(Stationarity, metrics)
 
 
 def test_a_long_run_needs_no_more_memory(step: Step, measured: Measured) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import statistics
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,20 +39,61 @@ def autoregressive(count: int, memory: float, seed: int) -> list[float]:
     return values
 
 
-def test_the_error_of_few_readings_is_that_of_their_differences() -> None:
-    estimate = mean_of([1.0, 2.0, 4.0])
-    assert estimate.value == pytest.approx(7 / 3)
-    variance = (1.0**2 + 2.0**2) / (2 * 2)
-    assert estimate.standard_error == pytest.approx(math.sqrt(variance / 3))
-    assert mean_of([1.0, 4.0]).standard_error == pytest.approx(1.5)  # the textbook's, of two
+def textbook(values: list[float]) -> float:
+    """The standard error of the mean of independent readings."""
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def test_a_drift_is_no_error_of_the_mean() -> None:
+def of_differences(values: list[float]) -> float:
+    """The same from the differences of neighbours."""
+    squares = [(two - one) ** 2 for one, two in pairwise(values)]
+    return math.sqrt(statistics.mean(squares) / 2 / len(values))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [4.0, 1.0, 4.0, 1.0, 3.0]])
+def test_the_error_of_few_readings_is_the_larger_of_two(values: list[float]) -> None:
+    estimate = mean_of(values)
+    assert estimate.value == pytest.approx(statistics.mean(values))
+    expected = max(textbook(values), of_differences(values))
+    assert estimate.standard_error == pytest.approx(expected)
+
+
+def test_two_readings_have_no_error() -> None:
+    means = block_means([1.0, 4.0])
+    assert mean_of([1.0, 4.0]).error is None
+    assert means.estimate.error is None
+    assert not mean_of([1.0, 1.0]).significant
+    means.add(1.0)
+    assert means.estimate.error == pytest.approx(of_differences([1.0, 4.0, 1.0]))
+
+
+def drifting(drift: float) -> list[float]:
     generator = random.Random(0)
-    noise = [generator.gauss(0.0, 1.0) for _ in range(1000)]
-    drifting = [value + 2 * math.exp(-place / 1000) for place, value in enumerate(noise)]
-    still = mean_of(noise).standard_error
-    assert mean_of(drifting).standard_error == pytest.approx(still, rel=0.1)
+    return [drift * math.exp(-place / 1000) + generator.gauss(0.0, 1.0) for place in range(1000)]
+
+
+def block_means(values: list[float]) -> BlockMeans:
+    means = BlockMeans()
+    for value in values:
+        means.add(value)
+    return means
+
+
+def test_a_drift_is_an_error_of_a_mean_that_stands_for_the_value_of_now() -> None:
+    window = Window(1000)
+    for value in drifting(2.0):
+        window.add(value, 1.0)
+    still = mean_of(drifting(0.0)).standard_error
+    for estimate in (window.mean(), window.ratio(), mean_of(drifting(2.0))):
+        assert estimate.standard_error > 2 * still
+        # It covers the spread of a drift from 2.0 to 0.7, cut into 20 blocks.
+        assert estimate.standard_error == pytest.approx(1.27 / 12**0.5 / 20**0.5, rel=0.2)
+
+
+def test_a_drift_is_no_error_of_the_mean_of_a_whole_training() -> None:
+    still = block_means(drifting(0.0)).estimate.standard_error
+    moving = block_means(drifting(2.0)).estimate.standard_error
+    assert moving == pytest.approx(still, rel=0.2)
 
 
 def test_without_readings_nothing_is_known() -> None:
@@ -88,7 +131,7 @@ def test_a_ratio_of_proportional_readings_has_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "significant"), [([1.0] * 4, True), ([1.0, -1.0], False), ([-1.0] * 4, False)]
+    ("values", "significant"), [([1.0] * 4, True), ([1.0, -1.0, 1.0], False), ([-1.0] * 4, False)]
 )
 def test_significant_is_positive_beyond_two_errors(values: list[float], significant: bool) -> None:
     assert mean_of(values).significant is significant
