@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import gradwatch
+from gradwatch.rules import LearningRate
 
-STEPS, MICROBATCHES = 1000, 4
+STEPS, MICROBATCHES, TARGET = 1000, 4, 0.2
 Batch = tuple[Tensor, Tensor]
 
 pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
@@ -50,6 +51,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> floa
 
 def main() -> None:
     """Trains with a learning rate that is too large for the batch, then goes on in two ways."""
+    torch.set_num_threads(1)  # layers this small lose more by sharing than they gain
     torch.manual_seed(0)
     model = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -59,6 +61,7 @@ def main() -> None:
         every_n_steps=3,
         log_every_n_steps=75,
         monitors=[gradwatch.monitors.LossValue(), *gradwatch.presets.noise()],
+        rules=[LearningRate(TARGET)],  # what the square of the gradient should come down to
         track_loss=True,
         track_clipping=True,  # so that it knows that nothing is clipped
         loss_fn=loss_fn,  # for L, which is measured by evaluating the loss again

@@ -20,8 +20,8 @@ from gradwatch.theory.lr_batch_ratio import sample_efficiency
 class BatchSize(Rule):
     """Recommends one batch size, by the first of these that applies.
 
-    - The loss is flat, and the noise floor is what limits the gradient: the batch whose floor is
-      the target, `L g sigma²/(eps (2 - L g))`, rounded up.
+    - The loss is flat, or a target is given, and the noise floor is what limits the gradient: the
+      batch whose floor is the target, `L g sigma²/(eps (2 - L g))`, rounded up.
     - The batch is below a tenth of the noise scale `tr(Sigma)/|G|²`: at the noise scale the same
       progress takes twice the samples of a tiny batch; fewer steps only if the learning rate is
       re-tuned.
@@ -64,7 +64,7 @@ def _for_the_floor(
     state: Convergence | None, wanted: float | None, history: History
 ) -> Recommendation | None:
     target = state.target(wanted) if state is not None else None
-    if state is None or target is None or not state.at_rest:
+    if state is None or target is None or not state.needs_less_noise(wanted):
         return None
     size = batch_size_for_floor(state.smoothness, state.variance, state.step_size, target)
     if size <= state.batch_size or not differs(state.batch_size, size) or _too_large(size, history):
@@ -74,7 +74,7 @@ def _for_the_floor(
         current=state.batch_size,
         proposed=size,
         unit="sample",
-        severity="advice",
+        severity=state.harm,
         reason=(
             f"{state.no_way_down}; for |grad|² <= {number(target)} enlarge the batch, or lower the "
             f"learning rate ({state})"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gradwatch.errors import ConfigError
-from gradwatch.records import History, StepInfo, Verdict
+from gradwatch.records import History, Severity, StepInfo, Verdict
 from gradwatch.rules.recent import known, newest_verdict, usable
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import Split, stationarity_bound
@@ -72,10 +72,21 @@ class Convergence:
         near = floor <= self.measured * NEAR_FLOOR and self.measured <= floor * NEAR_FLOOR
         return self.split.noise_share > NOISE_LIMITED and near
 
+    def needs_less_noise(self, wanted: float | None) -> bool:
+        """Noise-limited, and the loss does not fall any more: this is where the run stays.
+
+        While it falls, the noise mostly falls with it, and the run may come down by itself; whoever
+        names a target hears all the same how to get there.
+
+        Args:
+            wanted: the target of the user, or None.
+        """
+        return self.noise_limited and (self.flat or wanted is not None)
+
     @property
-    def at_rest(self) -> bool:
-        """Noise-limited, and the loss does not fall any more: this is where the run stays."""
-        return self.noise_limited and self.flat
+    def harm(self) -> Severity:
+        """How much the noise hurts: nothing, as long as the loss falls."""
+        return "advice" if self.flat else "info"
 
     @property
     def edge_share(self) -> float:

@@ -38,9 +38,9 @@ class LearningRate(Rule):
     - More than a tenth of the newest steps have `lr L > 1.8`: no bound holds there; 1/L is the
       largest step with a guarantee. Not said of an L from secants, which can be far too high, nor
       with momentum.
-    - The loss is flat, and the noise floor is what limits the gradient (share of the noise above
-      0.7, measured within a factor 4 of the floor): the step whose floor is the target,
-      `2 eps/(L (eps + sigma²/B))`.
+    - The loss is flat, or a target is given, and the noise floor is what limits the gradient
+      (share of the noise above 0.7, measured within a factor 4 of the floor): the step whose floor
+      is the target, `2 eps/(L (eps + sigma²/B))`.
     - The loss is flat and the stall ratio is significantly above 1 in three readings at least 100
       steps apart: lr x 0.3. Silent with momentum.
     - The batch size was changed and the learning rate was not: the one that fits. Silent where
@@ -124,7 +124,7 @@ def _to_the_guarantee(state: Convergence | None) -> Recommendation | None:
 
 def _to_the_floor(state: Convergence | None, wanted: float | None) -> Recommendation | None:
     target = state.target(wanted) if state is not None else None
-    if state is None or target is None or not state.at_rest:
+    if state is None or target is None or not state.needs_less_noise(wanted):
         return None
     size = learning_rate_for_floor(state.smoothness, state.variance, state.batch_size, target)
     if size >= state.step_size or not differs(state.step_size, size):
@@ -133,7 +133,7 @@ def _to_the_floor(state: Convergence | None, wanted: float | None) -> Recommenda
         f"{state.no_way_down}; for |grad|² <= {number(target)} lower the learning rate, or enlarge "
         "the batch"
     )
-    return _recommend(state, size, reason, floor_at(target), "advice")
+    return _recommend(state, size, reason, floor_at(target), state.harm)
 
 
 def _to_the_best(

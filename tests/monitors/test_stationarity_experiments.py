@@ -133,6 +133,7 @@ def watched(
     training: Training,
     monitors: Sequence[gradwatch.Monitor],
     rules: Sequence[gradwatch.Rule] = (),
+    planned_steps: int | None = None,
 ) -> tuple[gradwatch.Watch, gradwatch.MemorySink]:
     told = gradwatch.MemorySink()
     watch = gradwatch.watch(
@@ -147,6 +148,7 @@ def watched(
         loss_fn=loss_fn,
         probe_batch=digits(),
         budget=None,
+        planned_steps=planned_steps,
         track_loss=True,
         track_clipping=True,
         on_error="raise",
@@ -322,7 +324,7 @@ def tail_square(start: Training, lr: float, batch: int) -> float:
 def test_t5_a_run_that_lacks_steps_is_not_told_to_calm_down() -> None:
     training = Training.new(0.01, 64, seed=0)
     watch, told = watched(
-        training, monitors("secants"), [LearningRate(), BatchSize(), TrainingLength()]
+        training, monitors("secants"), [LearningRate(), BatchSize(), TrainingLength()], 3000
     )
     training.run(500, full=False)
     watch.close()

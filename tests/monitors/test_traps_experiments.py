@@ -25,6 +25,9 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 STEPS: Final = 210
 
+TARGET = 1e-4
+"""Whoever names one hears of it, unless a trap is set."""
+
 
 def blobs() -> Batch:
     """Two classes that overlap."""
@@ -67,7 +70,7 @@ def train(
         **{
             "monitors": [LossValue(), GradientNoise(), Smoothness(), Stationarity()],
             "bounds": [RandomlyStoppedSgd(), NoiseFloor()],
-            "rules": [LearningRate(), BatchSize(), TrainingLength(), Dropout()],
+            "rules": [rule(TARGET) for rule in (LearningRate, BatchSize, TrainingLength, Dropout)],
             "every_n_steps": 1,
             "log_every_n_steps": 70,
             "loss_fn": loss,

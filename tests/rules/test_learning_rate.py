@@ -246,6 +246,17 @@ def test_a_step_that_adds_as_much_as_it_removes_is_cut_to_a_third(
     assert "100" in found.reason
 
 
+def test_who_names_a_target_hears_of_it_while_the_loss_falls(
+    history_of: Histories, stationarity: Values
+) -> None:
+    falling = history_of(stationarity(loss_trend=-9.0))
+    (named,) = LearningRate(0.005).advise(falling)
+    (flat,) = LearningRate(0.005).advise(history_of(stationarity(loss_trend=0.0)))
+    assert (named.severity, flat.severity) == ("info", "advice")
+    assert named.proposed == flat.proposed
+    assert not list(LearningRate().advise(falling))
+
+
 @pytest.mark.parametrize(
     ("ratios", "trend"),
     [
