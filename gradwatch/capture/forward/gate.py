@@ -148,7 +148,7 @@ class ForwardGate:
             self._close(completed)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _paused.get() or self._by_hand or is_traced() or is_replica(module):
+        if self._by_hand or is_traced() or is_replica(module) or _paused.get():
             return
         if not module.training:
             return
@@ -163,7 +163,7 @@ class ForwardGate:
                 self._isolation.run(INPUT, self._on_inputs, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if _paused.get() or self._by_hand or is_replica(module) or not self.is_open:
+        if not self.is_open or self._by_hand or is_replica(module) or _paused.get():
             return
         completed = output is not None or sys.exc_info()[0] is None
         if completed:
