@@ -14,7 +14,8 @@ from gradwatch_demo.training import Outcome
 
 SIGNIFICANCE = 2.0
 """Standard errors that the two accuracies must differ by."""
-SGD_BOUND = "RandomlyStoppedSgd"
+NOISE_TERMS = {"RandomlyStoppedSgd": "noise_term", "NoiseFloor": "floor"}
+"""The bounds of the whole run and of its newest part, and what is the noise in each."""
 NOISE_LIMITED, STEP_LIMITED = 0.7, 0.3
 """Share of the noise in the bound from which, and up to which, one of the two is what limits."""
 
@@ -75,13 +76,14 @@ def limited_by(report: Report) -> str:
         >>> limited_by(Report(step=0))
         'Whether steps or noise limit the second run cannot be told: its noise was not measured.'
     """
-    found = next((item for item in report.verdicts if item.bound == SGD_BOUND), None)
-    if found is None or found.status != "holds":
-        because = "its noise was not measured" if found is None else found.because
+    by_bound = {item.bound: item for item in report.verdicts}
+    judged = [by_bound[name] for name in NOISE_TERMS if name in by_bound]
+    found = next((item for item in judged if item.status == "holds"), None)
+    if found is None:
+        because = next((item.because for item in judged), "its noise was not measured")
         because = because or "the bound is violated, so that an assumption of it is not met"
         return f"Whether steps or noise limit the second run cannot be told: {because}."
-    terms = found.measurement.inputs
-    share = terms["noise_term"] / (terms["noise_term"] + terms["step_term"])
+    share = found.measurement.inputs[NOISE_TERMS[found.bound]] / found.interval.upper
     numbers = (
         f"its mean squared gradient is {number(found.measurement.value)}, the bound on it "
         f"{number(found.interval.upper)}, {share:.0%} of which is gradient noise"
