@@ -16,7 +16,7 @@ from gradwatch_demo.progress import ProgressSink, progress
 
 BATCH_SIZE = 16
 LEARNING_RATE = 0.01
-PROBED_IMAGES = 512
+PROBED_IMAGES = 128
 """The smoothness is measured on so many: a small batch curves more than the data."""
 
 
