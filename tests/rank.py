@@ -1,5 +1,6 @@
 """Runs one function of a test module as one rank of several processes; see `on_ranks`."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -23,6 +24,7 @@ def main(module: str, function: str, folder: str, joined: str) -> None:
         distributed.init_process_group("gloo")
     torch.save(getattr(loaded, function)(*arguments), Path(folder, f"{rank}.pt"))
     if distributed.is_initialized():
+        gc.collect()  # a wrapper that is part of a cycle holds the group, whose threads must end
         distributed.destroy_process_group()
 
 
