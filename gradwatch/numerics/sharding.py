@@ -9,6 +9,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 
+def world_size() -> int:
+    """Number of processes that were joined, 1 for a single one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is distributed over ranks (a `DTensor`).
 

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.kept import kept_attributes
+from gradwatch.numerics.sharding import world_size
 
 _COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "c10d_functional"})
 
@@ -61,7 +62,7 @@ def undisturbed(
         everything.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             everything.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if _several_processes():
+        if world_size() > 1:
             everything.enter_context(_NoCollectives())  # type: ignore[no-untyped-call]
         if "torch._dynamo" in sys.modules:
             everything.enter_context(torch.compiler.set_stance("force_eager"))
@@ -95,14 +96,6 @@ class _NoCollectives(TorchDispatchMode):
                 "that does not"
             )
         return func(*args, **(kwargs or {}))
-
-
-def _several_processes() -> bool:
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def _devices_of(model: nn.Module) -> set[torch.device]:

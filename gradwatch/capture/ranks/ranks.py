@@ -10,7 +10,7 @@ from torch import distributed as dist
 from gradwatch.capture.model.names import wrappers_of
 from gradwatch.capture.ranks.rendezvous import Rendezvous
 from gradwatch.errors import ConfigError
-from gradwatch.numerics.sharding import is_in_parts, is_sharded, share
+from gradwatch.numerics.sharding import is_in_parts, is_sharded, share, world_size
 
 NOTHING_IN_COMMON: Final = (
     "no DDP wrapper and no sharded parameter was found; pass distributed=True if the ranks train "
@@ -51,7 +51,7 @@ class Ranks:
             self._group = getattr(self._wrapper, "process_group", None) or dist.group.WORLD
             self.size = dist.get_world_size(self._group)
             self.rank = dist.get_rank(self._group)
-        elif distributed is None and _world_size() > 1:
+        elif distributed is None and world_size() > 1:
             self.rank, self.because = dist.get_rank(), NOTHING_IN_COMMON
         self.joint = self.size > 1
         self.speaks = self.size == 1 or self.rank == 0
@@ -175,10 +175,6 @@ def _wanted(distributed: bool | None, found: bool) -> bool:
             "torch.distributed.init_process_group first, or leave distributed out"
         )
     return running and (found if distributed is None else distributed)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _is_data_parallel(module: nn.Module) -> bool:

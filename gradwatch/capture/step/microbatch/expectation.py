@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from torch import distributed
+from gradwatch.numerics.sharding import world_size
 
 
 class Replicas(Protocol):
@@ -75,12 +75,4 @@ class Expectation:
     @property
     def alone(self) -> bool:
         """There are other processes, and what they know is not told to this one."""
-        return not self._ranks.joint and _several_processes()
-
-
-def _several_processes() -> bool:
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+        return not self._ranks.joint and world_size() > 1
