@@ -1,5 +1,6 @@
 """What rules know of a run's convergence: the numbers behind the newest verdict of `NoiseFloor`."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -260,7 +261,7 @@ def _read(verdict: Verdict, step: StepInfo) -> Convergence | None:
     smoothness, variance, batch_size, step_size, steps = (known(inputs, name) for name in needed)
     loss_gap = known(inputs, "first_loss") - known(inputs, "lowest_loss")
     momentum = known(inputs, "momentum")
-    momentum = momentum if momentum == momentum else 0.0  # noqa: PLR0124 - NaN: it has none
+    momentum = 0.0 if math.isnan(momentum) else momentum
     learning_rate = step.lr or 0.0
     sizes = (smoothness, variance, batch_size, step_size, steps, loss_gap, learning_rate)
     if not usable(*sizes) or min(batch_size, steps) < 1 or not 0 <= momentum < 1:
