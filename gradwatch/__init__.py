@@ -27,6 +27,7 @@ from gradwatch.records import (
     LayerInfo,
     Measurement,
     ModelInfo,
+    ProbeUse,
     Recommendation,
     Report,
     RunInfo,
@@ -35,6 +36,7 @@ from gradwatch.records import (
 )
 from gradwatch.run_record import Run, read
 from gradwatch.sinks import ConsoleSink, JsonlSink, MemorySink
+from gradwatch.spectrum import SpectralDensity, spectral_density
 from gradwatch.watch import Watch, watch
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "ModelInfo",
     "Monitor",
     "NamedValues",
+    "ProbeUse",
     "ProbeView",
     "Reading",
     "Recommendation",
@@ -66,6 +69,7 @@ __all__ = [
     "Run",
     "RunInfo",
     "Sink",
+    "SpectralDensity",
     "StepInfo",
     "StepView",
     "Verdict",
@@ -73,5 +77,6 @@ __all__ = [
     "plan",
     "presets",
     "read",
+    "spectral_density",
     "watch",
 ]

@@ -82,6 +82,13 @@ def test_plan_network(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_hessian_spectrum(tmp_path: Path) -> None:
+    printed = output("hessian_spectrum.py", tmp_path)
+    assert printed.count("spectrum of the Hessian") == 2
+    assert len(re.findall(r"largest eigenvalue +[0-9.]+ ± ", printed)) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_advice_against_noise_is_worth_following(tmp_path: Path) -> None:
     printed = output("noise_or_steps.py", tmp_path)
     assert "the watch: learning_rate 1 -> " in printed

@@ -10,7 +10,6 @@ from typing_extensions import override
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import StepView
 from gradwatch.interfaces import Monitor
-from gradwatch.numerics.hvp import hvp
 from gradwatch.numerics.noise import inner_product
 from gradwatch.numerics.reading import Reading
 from gradwatch.numerics.running import Estimate, Window, mean_of, reading_of, where_defined
@@ -60,8 +59,8 @@ class NoiseCurvature(Monitor):
             [*view.gradient(view.last, rows=rows, at=at).values()]
             for rows in (slice(third), slice(third, 2 * third))
         )
-        loss = view.last.loss(at, slice(2 * third, 3 * third))
-        product = hvp(loss, [*at.values()], first)
+        with view.last.hessian(at, slice(2 * third, 3 * third)) as hessian:
+            product = hessian(first)
         cross = inner_product(second, product)
         noise = third * (inner_product(first, product) - cross)
         return {"curvature_of_gradient": cross, "curvature_of_noise": noise}

@@ -24,6 +24,8 @@ KEPT: Final = 20
 """Older secants are of a curvature that the path has left."""
 SECANTS: Final = f"largest of the newest {KEPT} secants"
 SHARPNESS: Final = "largest eigenvalue of the Hessian"
+LARGEST_ERROR: Final = 0.05
+"""Of a sharpness, relative."""
 
 
 class Smoothness(Monitor):
@@ -118,6 +120,12 @@ def _examples(view: ProbeView) -> int:
         return 0
 
 
+def _is_known(sharpness: Measurement) -> bool:
+    """An eigenvalue that has not been found, or that is negative, is no smoothness."""
+    error = sharpness.standard_error or 0.0
+    return sharpness.value > 0 and error <= LARGEST_ERROR * sharpness.value
+
+
 class KnownSmoothness:
     """The newest smoothness that is known: the sharpness if it is measured, else the secants'."""
 
@@ -148,7 +156,8 @@ class KnownSmoothness:
         """
         sharpness = reading_of(measurements, "sharpness")
         secants = reading_of(measurements, "smoothness")
-        self._sharpness = self._sharpness if sharpness is None else sharpness.value
+        if sharpness is not None and _is_known(sharpness):
+            self._sharpness = sharpness.value
         self._secants = self._secants if secants is None else secants.value
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradwatch.numerics.second_derivative import require_second_derivative
+
 
 class Hessian:
     """The Hessian of a loss as a linear map, on one kept graph of the gradient.
@@ -15,6 +17,10 @@ class Hessian:
     Args:
         loss: () tensor with its graph [L].
         parameters: the tensors to differentiate by [P].
+
+    Raises:
+        NoSecondDerivativeError: if a custom function of the model has no second derivative; torch
+            would take it for 0.
 
     Attributes:
         parameters: the same tensors.
@@ -29,6 +35,7 @@ class Hessian:
 
     def __init__(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         self.parameters = tuple(parameters)
+        require_second_derivative(loss)
         self._slopes = torch.autograd.grad(
             loss, self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )

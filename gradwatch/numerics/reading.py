@@ -1,7 +1,7 @@
 """Readings: named values that are still on their device, and their one trip to the host."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Reading:
         standard_errors: shape of `values`, or None where they are not known.
         only_nonzero: leave out zeros on the host, for counts that are nearly always 0.
         source: what the values were estimated from, where there are several ways.
+        inputs: numbers known on the host that a bound needs to judge the values.
 
     Example:
         >>> Reading("loss", torch.tensor(0.5), unit="L").scopes
@@ -34,6 +35,7 @@ class Reading:
     standard_errors: Tensor | None = None
     only_nonzero: bool = False
     source: str = ""
+    inputs: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tensor in self.tensors():
@@ -78,6 +80,7 @@ class Reading:
                 unit=self.unit,
                 standard_error=error,
                 source=self.source,
+                inputs=self.inputs,
             )
             for scope, value, error in zip(self.scopes, values[:count], errors, strict=True)
             if not (self.only_nonzero and value == 0)

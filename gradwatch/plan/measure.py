@@ -4,19 +4,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradwatch.capture.probe.objective import Objective
 from gradwatch.errors import ConfigError
 from gradwatch.numerics.hvp import Hessian
+from gradwatch.numerics.lanczos import extreme_eigenpairs
 
 FEWEST = 2  # batches, and samples in one: a variance needs two
 PARTS = 8  # micro-batches of a probe batch
 FEWEST_PARTS = 4  # micro-batches of all: an error needs two pairs of them
 ITERATIONS = 50
-CONVERGED = 1e-4  # relative change of the eigenvalue in one iteration
+CONVERGED = 1e-4  # relative error of the eigenvalue
 
 
 class Estimate(NamedTuple):
@@ -68,43 +68,23 @@ def top_eigenvalue(hessian: Hessian) -> float:
     """The largest eigenvalue, by the Lanczos iteration.
 
     Power iteration would find the strongest one, and nothing where two of opposite signs are
-    equally strong, as they are in networks with small outputs. Lost orthogonality only repeats
-    eigenvalues, so that three vectors are enough.
+    equally strong, as they are in networks with small outputs.
 
     Args:
         hessian: the Hessian of a loss.
 
     Returns:
         The eigenvalue, from below; nan if the Hessian is not finite [L/P²].
-
-    References:
-        Paige 1980, Linear Algebra Appl. 34, for the iteration without orthogonalisation.
     """
-    vector = _normalised([torch.randn_like(parameter) for parameter in hessian.parameters])
-    previous, value = [torch.zeros_like(part) for part in vector], math.nan
-    diagonal: list[float] = []
-    beside: list[float] = []
-    for _ in range(ITERATIONS):
-        image = list(hessian(vector))
-        diagonal.append(_dot(image, vector))
-        if not math.isfinite(diagonal[-1]):
-            return math.nan
-        before, value = value, _largest_of_tridiagonal(diagonal, beside)
-        if abs(value - before) <= CONVERGED * abs(value):
-            break
-        back = beside[-1] if beside else 0.0
-        parts = zip(image, vector, previous, strict=True)
-        rest = [h - diagonal[-1] * v - back * p for h, v, p in parts]
-        beside.append(_length(rest))
-        if beside[-1] == 0.0:
-            break
-        previous, vector = vector, _normalised(rest)
-    return value
-
-
-def _largest_of_tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> float:
-    matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-    return float(np.linalg.eigvalsh(matrix)[-1])
+    found = extreme_eigenpairs(
+        hessian,
+        [torch.randn_like(parameter) for parameter in hessian.parameters],
+        ITERATIONS,
+        tolerance=CONVERGED,
+        reorthogonalise=False,
+        stop=True,
+    )
+    return float(found.largest.value)
 
 
 def gradient_estimate(objectives: Sequence[Objective], sizes: Sequence[int]) -> Gradient:
@@ -199,12 +179,3 @@ def _spread(values: Sequence[float]) -> float:
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     pairs = zip(first, second, strict=True)
     return math.fsum(float((one.double() * two.double()).sum()) for one, two in pairs)
-
-
-def _length(vector: Sequence[Tensor]) -> float:
-    return math.sqrt(_dot(vector, vector))
-
-
-def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
-    length = _length(vector)
-    return [part / length for part in vector]

@@ -15,6 +15,7 @@ class StepInfo:
         optimizer: class name of the optimizer; several are joined by "+".
         momentum: momentum of the first group, None where the optimizer has none.
         dampening: of the momentum of the first group, None where it has no momentum.
+        nesterov: the momentum of the first group is Nesterov's.
         betas: Adam's decay rates of the first group, None where it has none.
         weight_decay: of the first group, None where the optimizer has none.
         batch_size: samples per optimizer step, summed over micro-batches; None if unseen.
@@ -30,6 +31,7 @@ class StepInfo:
     optimizer: str = ""
     momentum: float | None = None
     dampening: float | None = None
+    nesterov: bool = False
     betas: tuple[float, ...] | None = None
     weight_decay: float | None = None
     batch_size: int | None = None

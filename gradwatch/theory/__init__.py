@@ -7,4 +7,5 @@ simulation. Nothing in this package looks at a model; monitors, bounds and rules
     norm_preservation       activations and gradients of a fresh network
     gradient_convergence    how small the gradient gets; what steps, batch, dropout and width do
     lr_batch_ratio          the noise of SGD; the gradient noise scale; rescaling learning rates
+    break_even              stability thresholds of optimizers; covariance of gradients
 """

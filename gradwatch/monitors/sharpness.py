@@ -1,0 +1,225 @@
+"""Both ends of the spectrum of the Hessian, also as the optimizer sees it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gradwatch.capture.probe.curvature import Curvature
+from gradwatch.capture.probe.preconditioner import Preconditioner
+from gradwatch.capture.probe.view import ProbeView
+from gradwatch.capture.view import StepView
+from gradwatch.errors import ConfigError
+from gradwatch.interfaces import Monitor
+from gradwatch.numerics.lanczos import Extremes, cold_start, extreme_eigenpairs
+from gradwatch.numerics.reading import Reading
+from gradwatch.numerics.running import reading_of
+from gradwatch.records import Measurement, ModelInfo, StepInfo
+
+FEWEST: Final = 2
+"""Products of a probe that follows two eigenvectors."""
+ANEW: Final = 10
+"""Every so many probes one begins anew: who follows an eigenvector sees no other overtake it."""
+PARTS: Final = 16
+FEWEST_PARTS: Final = 4
+_PLAIN: Final = "hessian"
+_PRECONDITIONED: Final = "preconditioned"
+
+
+_UNITS: Final = {
+    "sharpness": "L/P²",
+    "smallest_eigenvalue": "L/P²",
+    "preconditioned_sharpness": "1/P",
+    "sharpness_variance": "L²/P⁴",
+}
+_ESTIMATES: Final = tuple(_UNITS)
+
+
+class Sharpness(Monitor):
+    """Largest and smallest eigenvalue of the Hessian of the training loss [L/P²], with their sign.
+
+    `sharpness = max_v v^T H v / v^T v`, `smallest_eigenvalue` the minimum, of the loss as it is
+    trained on: on the fixed probe batch of the watch, or else on the batch of the step, in train
+    mode, at the parameters before the step. Several ranks take the Hessian of all their batches.
+
+    `preconditioned_sharpness` is the largest eigenvalue of `P^(-1/2) H P^(-1/2)` [1/P], for Adam,
+    AdamW and RMSprop, with the P that they divide by from their live state; with a weight decay
+    that is added to the gradients, of `P^(-1/2) (H + weight_decay) P^(-1/2)`.
+
+    `sharpness_variance` is the variance over the examples of `e^T H_i e` [L²/P⁴], with e the
+    eigenvector of the largest eigenvalue, from up to 16 parts of the batch. Measured for SGD, not
+    with batch normalisation in train mode, whose parts would have another loss.
+
+    By the Lanczos iteration: the first probe makes `products` products with the Hessian, each about
+    two gradients, the others follow the eigenvectors that they know with as many as the last one
+    needed and one more, and every tenth begins anew. Several ranks always make all. The standard
+    errors are estimates from the residuals, see `gradwatch.numerics.tridiagonal`. `sharpness_products` says how many products
+    were needed for an error of 0.1 %; one more than were made if it is larger.
+
+    Memory: `products` + 2 copies of the parameters and the graph of a gradient, during a probe;
+    one copy (two for the preconditioned one) between probes. FSDP2 makes the whole model on each
+    rank during a probe.
+
+    Args:
+        products: the most products of the Hessian with a vector in a probe, for each of the two.
+
+    Raises:
+        ConfigError: if `products` is no whole number of at least 2.
+
+    References:
+        Lanczos 1950; Cohen et al. 2021, arXiv:2103.00065 (sharpness); Cohen et al. 2022,
+        arXiv:2207.14484 (preconditioned sharpness).
+    """
+
+    metrics = (*_ESTIMATES, "sharpness_products")
+    probed = (*_ESTIMATES, *map("{}_error".format, _ESTIMATES), "sharpness_products")
+    probe_cost: ClassVar[float] = 25.0
+
+    def __init__(self, products: int = 20) -> None:
+        if isinstance(products, bool) or not isinstance(products, int) or products < FEWEST:
+            raise ConfigError(
+                f"products must be a whole number of at least {FEWEST}, got {products!r}"
+            )
+        self.products = products
+        self._next = products
+        self._probes = 0
+        self._vectors: dict[str, list[Tensor]] = {}
+        self._inputs: dict[str, float] = {}
+
+    @override
+    def joint_sums(self, view: ProbeView) -> int:
+        each = self.products + 1
+        return 2 * each + 1 if view.preconditioned else each
+
+    @override
+    def probe(self, view: ProbeView) -> dict[str, Tensor]:
+        if _is_half(view.any.model):
+            view.note("sharpness: half precision is too coarse for second derivatives")
+            return {}
+        if self._probes % ANEW == 0:
+            self._vectors, self._next = {}, self.products
+        self._probes += 1
+        ranks = 1 if view.sums is None else view.sums.ranks
+        self._inputs = {"examples": float(ranks * view.any.examples)}
+        with view.curvature(view.any) as curvature:
+            plain = self._extremes(_PLAIN, curvature.product, curvature, view)
+            found = _numbers(plain)
+            if view.preconditioned:
+                found |= self._preconditioned(curvature, view)
+            else:
+                found |= _variance(curvature, plain.largest.vector, view)
+        return found
+
+    @override
+    def read(self, view: StepView) -> Iterator[Reading]:
+        probed = view.probed
+        for metric, unit in _UNITS.items():
+            if metric in probed:
+                error = probed[f"{metric}_error"]
+                yield Reading(
+                    metric, probed[metric], unit=unit, standard_errors=error, inputs=self._inputs
+                )
+        if "sharpness_products" in probed:
+            yield Reading("sharpness_products", probed["sharpness_products"])
+
+    @override
+    def derive(
+        self, step: StepInfo, measurements: Sequence[Measurement], model: ModelInfo
+    ) -> Iterator[Measurement]:
+        needed = reading_of(measurements, "sharpness_products")
+        if needed is not None:
+            converged = needed.value <= self._next
+            wanted = needed.value + 1 if converged else 2 * self._next
+            self._next = int(min(max(wanted, FEWEST), self.products))
+        return iter(())
+
+    def _extremes(
+        self,
+        kind: str,
+        operator: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        curvature: Curvature,
+        view: ProbeView,
+    ) -> Extremes:
+        cold = cold_start(curvature.point, seed=self._probes)
+        start = _finite_or(self._vectors.get(kind, cold), cold)
+        products = self._next if view.sums is None else self.products
+        found = extreme_eigenpairs(operator, curvature.mean(start), products)
+        ends = zip(found.largest.vector, found.smallest.vector, strict=True)
+        self._vectors[kind] = [one + other for one, other in ends]
+        return found
+
+    def _preconditioned(self, curvature: Curvature, view: ProbeView) -> dict[str, Tensor]:
+        preconditioner = curvature.preconditioner()
+        if preconditioner is None:
+            return {}
+        operator = _as_seen_by_optimizer(curvature, preconditioner)
+        found = self._extremes(_PRECONDITIONED, operator, curvature, view).largest
+        return {
+            "preconditioned_sharpness": found.value,
+            "preconditioned_sharpness_error": found.error,
+        }
+
+
+def _as_seen_by_optimizer(
+    curvature: Curvature, preconditioner: Preconditioner
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """`P^(-1/2) (H + weight decay) P^(-1/2)`."""
+    roots, decays = preconditioner.inverse_roots, preconditioner.weight_decays
+
+    def product(vector: Sequence[Tensor]) -> list[Tensor]:
+        scaled = [part * root for part, root in zip(vector, roots, strict=True)]
+        bent = curvature.product(scaled)
+        return [
+            root * (image + decay * part)
+            for root, image, decay, part in zip(roots, bent, decays, scaled, strict=True)
+        ]
+
+    return product
+
+
+def _numbers(found: Extremes) -> dict[str, Tensor]:
+    return {
+        "sharpness": found.largest.value,
+        "sharpness_error": found.largest.error,
+        "smallest_eigenvalue": found.smallest.value,
+        "smallest_eigenvalue_error": found.smallest.error,
+        "sharpness_products": found.largest.needed,
+    }
+
+
+def _variance(curvature: Curvature, vector: Sequence[Tensor], view: ProbeView) -> dict[str, Tensor]:
+    """`s²` from the scatter of parts of M of N examples, `Var(h_part) M (N-1)/(N-M)`."""
+    examples = curvature.objective.examples
+    parts = min(PARTS, examples)
+    if parts < FEWEST_PARTS or _mixes_examples(curvature.objective.model):
+        return {}
+    size = examples // parts
+    rows = [slice(first * size, (first + 1) * size) for first in range(parts)]
+    curvatures = torch.stack([curvature.along(vector, part) for part in rows])
+    total = view.model.train_size
+    share = size * (total - 1) / (total - size) if total and total > size else size
+    variance = curvatures.var() * share
+    # Of a normal law; with a heavier tail it is larger.
+    error = variance * (2 / (parts - 1)) ** 0.5
+    return {"sharpness_variance": variance, "sharpness_variance_error": error}
+
+
+def _finite_or(vector: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """A vector, or another one where a probe before has failed."""
+    finite = torch.stack([item.isfinite().all() for item in vector]).all()
+    some = torch.stack([item.any() for item in vector]).any()
+    return [torch.where(finite & some, one, two) for one, two in zip(vector, other, strict=True)]
+
+
+def _is_half(model: nn.Module) -> bool:
+    trained = (item for item in model.parameters() if item.requires_grad)
+    return any(item.element_size() < torch.float32.itemsize for item in trained)
+
+
+def _mixes_examples(model: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        for module in model.modules()
+    )
