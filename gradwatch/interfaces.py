@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from gradwatch.numerics.reading import Reading
 
 Need = Literal[
-    "activations", "parameters", "updates", "microbatches", "independent_gradients", "adam_moments"
+    "activations",
+    "parameters",
+    "updates",
+    "microbatches",
+    "independent_gradients",
+    "microbatch_covariance",
+    "adam_moments",
 ]
 
 
@@ -44,6 +50,7 @@ class Monitor(ABC):
             `parameters` (their norms), `updates` (parameters before and after the step),
             `activations` (forward hooks on the layers), `microbatches` (hooks on the parameters),
             `independent_gradients` (the same, where a step has more than one gradient),
+            `microbatch_covariance` (projections of them, where a step has four or more),
             `adam_moments` (one pass over the state of an Adam).
         probed: names of the numbers that `probe` measures, unique within a watch; none for a
             monitor that does not run the model again.
@@ -84,6 +91,20 @@ class Monitor(ABC):
             step. Those of several ranks are averaged; `read` finds them in `view.probed`.
         """
         return {}
+
+    def joint_sums(self, view: "ProbeView") -> int:
+        """How many sums over the ranks one probe takes: gradients and products of `curvature`.
+
+        Must be the same on all ranks: it may depend on the settings of the monitor and on the kind
+        of the optimizer, not on what was measured.
+
+        Args:
+            view: without objectives.
+
+        Returns:
+            Their number; 0 if each rank probes by itself, and their numbers are averaged.
+        """
+        return 0
 
     def derive(
         self, step: StepInfo, measurements: Sequence[Measurement], model: ModelInfo

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from gradwatch.errors import AdviceError, ConfigError
+from gradwatch.errors import AdviceError, ConfigError, GradwatchError
 
 OnError = Literal["disable", "raise"]
 P = ParamSpec("P")
@@ -13,6 +13,10 @@ T = TypeVar("T")
 
 logger: Final = logging.getLogger("gradwatch")
 """The one logger of the package."""
+
+
+class KnownLimitError(GradwatchError):
+    """A part cannot do its work in this training; the message says why and what to do."""
 
 
 class Isolation:
@@ -95,6 +99,11 @@ class Isolation:
         self.agreed = frozenset(self.elsewhere)
 
     def _switch_off(self, part: str, error: Exception) -> None:
+        if isinstance(error, KnownLimitError):  # not a defect that should be reported
+            self.failures[part] = str(error)
+            # Not the error itself: whoever keeps the record would keep its frames and tensors.
+            logger.warning("%s is switched off: %s.", part, self.failures[part])
+            return
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}"
         self.failures[part] = what

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from gradwatch.capture.model.parameters import settings_of
-from gradwatch.capture.step.microbatch import MicrobatchNorms, independent_gradients
+from gradwatch.capture.step.microbatch import (
+    MicrobatchNorms,
+    covariance_of,
+    independent_gradients,
+    microbatch_covariance,
+)
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.capture.view import AdamMoments, NamedValues, StepView
 from gradwatch.records import StepInfo
@@ -136,6 +141,7 @@ def collect(session: "Session") -> StepTensors:
         first_squares=None if gradients.moments is None else gradients.moments.first_squares,
         seconds=None if gradients.moments is None else gradients.moments.seconds,
         shrink=None if gradients.moments is None else gradients.moments.shrink,
+        covariance=covariance_of(microbatches, told.batch_size or samples),
         samples=told.batch_size or samples or None,
         loss_scale=gradients.loss_scale,
         found_inf=gradients.found_inf,
@@ -208,6 +214,7 @@ def _view(session: "Session", tensors: StepTensors) -> StepView:
         microbatches_unavailable=session.microbatches.unavailable,
         independent_gradients=independent,
         independent_gradients_unavailable=not_independent,
+        microbatch_covariance=microbatch_covariance(session, tensors),
         adam_moments=_adam_moments(tensors),
         probed=tensors.probed,
         loss_can_be_probed=_can_probe(session),

@@ -19,7 +19,7 @@ from gradwatch.capture.model.names import (
     wrappers_of,
 )
 from gradwatch.capture.model.parameters import ParameterTable, has_stepped
-from gradwatch.capture.part import CAPTURE, OF_ALL_RANKS, REPORT
+from gradwatch.capture.part import CAPTURE, OF_ALL_RANKS, RANKS, REPORT
 from gradwatch.capture.probe.probes import Probes
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.ranks.exchange import Exchange
@@ -36,7 +36,7 @@ from gradwatch.capture.step.told import Told
 from gradwatch.capture.step_tensors import StepTensors
 from gradwatch.interfaces import Need
 from gradwatch.isolation import Isolation
-from gradwatch.records import ModelInfo
+from gradwatch.records import ModelInfo, ProbeUse
 
 
 class Session:
@@ -154,6 +154,8 @@ class Session:
             numbers=self.probes.numbers if self.probes else (),
             clock=1 + len(self.probes.names) if self.probes else 0,
         )
+        if self.probes is not None and ranks.sums is not None:
+            self.probes.join(ranks.sums, ranks.meet_for_sums)
         self.exchange.plan(self._every, self.step)
         self._plan()
 
@@ -301,8 +303,11 @@ class Session:
         self.gate.muted = True
         if self.sampling:
             self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
-            if self.probes is not None and not self._stepped:
-                self._isolation.run(CAPTURE, self._run_probes, self.probes, optimizer)
+        if self._scheduled and self.probes is not None and not self._stepped:
+            able = CAPTURE not in self._isolation.failures
+            # A rank that cannot probe takes part in what the others add up.
+            part = CAPTURE if able else RANKS
+            self._isolation.run(part, self._run_probes, self.probes, optimizer, able)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The step of one optimizer is over."""
@@ -338,7 +343,7 @@ class Session:
             self.gradients.reset()
         self.gate.sampling = wanted
         self.microbatches.step_begins(wanted)
-        self._begin_probes(wanted)
+        self._begin_probes(wanted or (self._scheduled and self.exchange.joint))
 
     def read_clock(self, of_all_ranks: Sequence[float]) -> None:
         """Tells the probes what they have cost, at a report.
@@ -351,6 +356,19 @@ class Session:
         seconds = of_all_ranks if self.exchange.joint else self.probes.clock()
         self._isolation.run(CAPTURE, self.probes.read, self.step + 1, seconds)
 
+    def use_of_probes(self, step: int) -> ProbeUse | None:
+        """What probes have cost, and when they will run next.
+
+        Args:
+            step: that is over.
+
+        Returns:
+            None if there are none.
+        """
+        if self.probes is None:
+            return None
+        return self._isolation.run(CAPTURE, self.probes.use, step)
+
     def _begin_probes(self, sampled: bool) -> None:
         if self.probes is not None:
             joint = self.exchange.joint
@@ -361,15 +379,16 @@ class Session:
         if self.probes is not None:
             self.probes.called(args, kwargs)
 
-    def _run_probes(self, probes: Probes, optimizer: Optimizer) -> None:
+    def _run_probes(self, probes: Probes, optimizer: Optimizer, able: bool) -> None:
         lrs = [group["lr"] for group in optimizer.param_groups if "lr" in group]
         view = ProbeView(
             model=self.info,
             lr=lrs[0] if lrs else None,
             independent_gradients=self.independent_expected,
             optimized=frozenset(self.table.everything()),
+            optimizer=optimizer if len(self.optimizers) == 1 else None,
         )
-        probes.run(view, returned_loss=bool(self.gate.losses))
+        probes.run(view, returned_loss=bool(self.gate.losses), able=able)
 
     def _hand_over(self) -> None:
         tensors = self._isolation.run(CAPTURE, self._collect) if self.sampling else None

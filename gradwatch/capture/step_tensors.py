@@ -28,6 +28,8 @@ class StepTensors:
         weights: sum of their weights in the average that the gradient of the step is, or None
             where that is not known to be their average.
         weight_squares: sum of the squares of the weights, likewise.
+        covariance: (4,) `covariance_estimate` of the micro-batches of one rank, or its mean over
+            the ranks, or None [L²/P²].
         first_squares: squared norm of each parameter's mean gradient in an Adam's state, or None
             [L²/P²].
         seconds: sum over its entries of the second moments there, likewise [L²/P²].
@@ -54,6 +56,7 @@ class StepTensors:
     microbatches: int | Tensor | None = None
     weights: Tensor | None = None
     weight_squares: Tensor | None = None
+    covariance: Tensor | None = None
     first_squares: NamedValues | None = None
     seconds: NamedValues | None = None
     shrink: Tensor | None = None

@@ -79,6 +79,25 @@ class IndependentGradients:
 
 
 @dataclass(frozen=True, slots=True)
+class MicrobatchCovariance:
+    """Covariance of the gradient of one example, from the micro-batches of a step.
+
+    Attributes:
+        values: (4,) trace, largest eigenvalue [L²/P²] and the variances of their errors [L⁴/P⁴],
+            as `gradwatch.numerics.gram.covariance_estimate` gives them; of one rank, or the mean
+            over the ranks.
+        gradients: from how many gradients, on this rank.
+        examples: of each of them, on average.
+        source: what they are, such as "8 micro-batches".
+    """
+
+    values: Tensor
+    gradients: int
+    examples: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class AdamMoments:
     """What an Adam remembers of the gradients before this step, bias-corrected.
 
@@ -129,6 +148,8 @@ class StepView:
         independent_gradients: the parts of the step's gradient, if there are at least two and
             the gradient before clipping is known; needs `independent_gradients`.
         independent_gradients_unavailable: why they are None, or None.
+        microbatch_covariance: if a step has at least four micro-batches on this rank and their
+            samples are known; needs `microbatch_covariance`.
         adam_moments: of an Adam's state; needs `adam_moments`.
         probed: the numbers that the probes of this step measured, by name.
         loss_can_be_probed: probes can evaluate the loss again, in this step or, when the budget
@@ -157,6 +178,7 @@ class StepView:
     microbatches_unavailable: str | None = None
     independent_gradients: IndependentGradients | None = None
     independent_gradients_unavailable: str | None = None
+    microbatch_covariance: MicrobatchCovariance | None = None
     adam_moments: AdamMoments | None = None
     probed: Mapping[str, Tensor] = field(default_factory=dict)
     loss_can_be_probed: bool = False

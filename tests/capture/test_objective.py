@@ -15,6 +15,10 @@ from torch.nn import functional
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
 from gradwatch.capture.probe.undisturbed import undisturbed
+from gradwatch.capture.probe.view import ProbeView
+from gradwatch.monitors.batch_sharpness import BatchSharpness
+from gradwatch.monitors.sharpness import Sharpness
+from gradwatch.records import ModelInfo
 
 Batch = dict[str, Tensor]
 
@@ -115,6 +119,7 @@ class Training:
         self.language = make is gpt2
         self.batches = LastBatch()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.sharpness = Sharpness(6)
         self.objective: Objective = (
             OwnLoss(self.model, self.batches)
             if self.language
@@ -148,15 +153,13 @@ class Training:
             look()
 
     def probe(self) -> Tensor:
-        """A second derivative, as a curvature probe takes it."""
+        """Second derivatives, as the monitors of the curvature take them."""
+        view = ProbeView(model=ModelInfo(), objective=self.objective, optimizer=self.optimizer)
         with undisturbed(self.model):
-            parameters = self.objective.parameters()
-            loss = self.objective.loss(parameters)
-            wanted = list(parameters.values())
-            gradients = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
-            square = sum(item.square().sum() for item in gradients if item is not None)
-            curvature = torch.autograd.grad(cast(Tensor, square), wanted, allow_unused=True)
-        return cast(Tensor, sum(item.norm() for item in curvature if item is not None))
+            found = self.sharpness.probe(view) | BatchSharpness().probe(view)
+        assert found.keys() >= {"sharpness", "rayleigh_quotient"}
+        assert ("preconditioned_sharpness" in found) == bool(self.optimizer.state)
+        return torch.stack([item.double() for item in found.values()]).abs().sum()
 
 
 def attributes(model: nn.Module) -> list[Any]:

@@ -129,6 +129,7 @@ def train(
     return outcome | {
         "failures": dict(watch.failures),
         "notes": summary.notes,
+        "probes": str(summary.probes),
         "summary": repr(summary.measurements),  # in which NaN equals NaN
         "reports": list(told.reports),
         "clocks": clocks,
@@ -227,6 +228,9 @@ def test_under_a_budget_all_ranks_probe_in_the_same_steps(ranks: dict[str, Any])
     assert ran[0] == ran[1]
     assert 0 < len(ran[0]) < 40, "neither none of the sampled steps nor all of them"
     assert first["summary"] == second["summary"]
+    assert first["probes"] == second["probes"]
+    assert "budget 50 %" in first["probes"]
+    assert "Slow about step" in first["probes"]
 
 
 def test_what_one_rank_cannot_do_changes_no_schedule(ranks: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def test_halves_make_a_whole() -> None:
     assert whole.activations is not None
     assert whole.activations.values.tolist() == pytest.approx([2.0])
     assert (float(whole.loss or 0), float(whole.samples or 0)) == (0.5, 16.0)
-    assert flags.tolist() == [0.0] * 5
+    assert flags.tolist() == [0.0] * 6
 
 
 def test_what_the_gradients_are_made_of_adds_up() -> None:

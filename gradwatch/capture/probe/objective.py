@@ -7,8 +7,9 @@ with undisturbed(model, pause=...):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,13 @@ from gradwatch.capture.forward.gate import batch_size, own_loss
 from gradwatch.capture.model.names import unwrap_model
 from gradwatch.capture.probe.batch import Call, LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.substitution import substituted
+from gradwatch.numerics.hvp import Hessian
 from gradwatch.numerics.sharding import is_sharded
+
+_INDEPENDENT: Final = (
+    "the loss does not depend on the parameters of the model: loss_fn must call the model that it "
+    "is given, and the model must reach its parameters through its modules"
+)
 
 
 class Objective(ABC):
@@ -103,17 +110,44 @@ class Objective(ABC):
             wanted = list(parameters.values())
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
             if all(item is None for item in found):
-                raise ObjectiveError(
-                    "the loss does not depend on the parameters of the model: loss_fn must call "
-                    "the model that it is given, and the model must reach its parameters through "
-                    "its modules"
-                )
+                raise ObjectiveError(_INDEPENDENT)
             return tuple(
                 torch.zeros_like(one) if item is None else item
                 for one, item in zip(wanted, found, strict=True)
             )
 
         return dict(zip(parameters, self._with(parameters, differentiate), strict=True))
+
+    @contextmanager
+    def hessian(
+        self,
+        parameters: Mapping[str, Tensor],
+        rows: slice | None = None,
+        *,
+        by: Sequence[Tensor] | None = None,
+    ) -> Iterator[Hessian]:
+        """The Hessian of the loss, on one kept graph, as long as the block lasts.
+
+        Activation checkpoints compute parts of the forward again in each product, so that the
+        parameters must stay in their place until the last one.
+
+        Args:
+            parameters: by name, leaf tensors.
+            rows: the examples of the batch to use; None for all.
+            by: those of them to differentiate by; None for all.
+
+        Yields:
+            The Hessian.
+
+        Raises:
+            ObjectiveError: if there is no batch, or no scalar comes out, or the loss does not
+                depend on the parameters.
+        """
+        with substituted(self.model, parameters):
+            loss = _scalar(self._evaluate(rows))
+            if not loss.requires_grad:
+                raise ObjectiveError(_INDEPENDENT)
+            yield Hessian(loss, [*parameters.values()] if by is None else by)
 
     def _with(self, parameters: Mapping[str, Tensor], evaluate: Callable[[], Any]) -> Any:
         """Calls `evaluate` while the model has these parameters and copies of its buffers."""

@@ -1,21 +1,26 @@
 """The probes of a watch: when they run, on what, and what they found."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from gradwatch.capture.joint_sums import JointSums
 from gradwatch.capture.model.names import unwrap_model
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError
+from gradwatch.capture.probe.limits import hopeless, limit_of
 from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
 from gradwatch.capture.probe.schedule import Clock, Schedule
 from gradwatch.capture.probe.stopwatch import Stopwatch
 from gradwatch.capture.probe.undisturbed import undisturbed
 from gradwatch.capture.probe.view import ProbeView
+from gradwatch.capture.probe.whole import sharded_parameters
 from gradwatch.interfaces import Monitor
-from gradwatch.isolation import Isolation
+from gradwatch.isolation import Isolation, KnownLimitError
+from gradwatch.numerics.second_derivative import NoSecondDerivativeError
+from gradwatch.records import ProbeUse
 
 MakeObjective = Callable[[LastBatch], Objective]
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -25,14 +30,6 @@ PREFIX: Final = "probe of "
 
 PATIENCE: Final = 3
 """Evaluations in vain, one after the other, after which a probe is not tried again."""
-
-LIMITS: Final[Mapping[str, str]] = {
-    "use_reentrant=True": "the loss of a reentrant activation checkpoint cannot be differentiated "
-    "by torch.autograd.grad; pass use_reentrant=False to it",
-    "Expected more than 1 value per channel": "a part of the batch is a single example, which "
-    "batch normalisation cannot take",
-}
-"""Why torch evaluates a loss in a training step but not in a probe, by its message."""
 
 
 class Probes:
@@ -44,6 +41,7 @@ class Probes:
         isolation: what to do when a probe fails.
         pause: gives a context in which the hooks of the watch do nothing.
         budget: share of the training time; None probes in every sampled step.
+        every_n_steps: from one sampled step to the next.
         loss_fn: gives the loss that is trained on; None if the model returns it.
         probe_batch: a fixed batch for the probes that need no fresh one.
         objective: makes the objective instead, from the last batch; for adapters.
@@ -64,6 +62,7 @@ class Probes:
         pause: Callable[[], AbstractContextManager[Any]],
         *,
         budget: float | None,
+        every_n_steps: int = 1,
         loss_fn: LossFn | None = None,
         probe_batch: Any = None,
         objective: MakeObjective | None = None,
@@ -73,8 +72,9 @@ class Probes:
         self.numbers = tuple(name for item in monitors.values() for name in item.probed)
         self.batches = LastBatch()
         self.autocast: torch.dtype | None = None
+        self._budget = budget
         self.schedule = Schedule(
-            {name: item.probe_cost for name, item in self._monitors.items()}, budget
+            {name: item.probe_cost for name, item in self._monitors.items()}, budget, every_n_steps
         )
         self._model = unwrap_model(model)
         self._isolation = isolation
@@ -88,11 +88,24 @@ class Probes:
             else None
         )
         self._joint = False
+        self._sums: JointSums | None = None
+        self._meet: Callable[[Sequence[int]], bool] = lambda lengths: False
+        self._step = -1
+        self._met_at = -1
         self._in_vain: dict[str, int] = {}
         self._given_up: dict[str, str] = {}
         self._due: list[str] = []
         self._found: dict[str, Tensor] = {}
         self.notes: list[str] = []
+
+    def join(self, sums: JointSums, meet: Callable[[Sequence[int]], bool]) -> None:
+        """Lets probes add up over the ranks that train together.
+
+        Args:
+            sums: over the ranks.
+            meet: says whether the others come to sums of these lengths now.
+        """
+        self._sums, self._meet = sums, meet
 
     def begin_step(self, step: int, *, sampled: bool, joint: bool = False) -> None:
         """A step begins, or begins anew because it raised.
@@ -104,11 +117,18 @@ class Probes:
         """
         self.release()
         self._found, self.notes = {}, []
-        self._joint = joint
-        off = self._isolation.agreed if joint else frozenset(self._isolation.failures)
+        self._joint, self._step = joint, step
+        if sampled and self.names:
+            elapsed = None if joint else self._stopwatch.elapsed
+            self._due = self.schedule.due(step, without=self._off, elapsed=elapsed)
+
+    @property
+    def _off(self) -> frozenset[str]:
+        """The probes that are off, as far as all ranks know."""
+        isolation = self._isolation
+        off = isolation.agreed if self._joint else frozenset(isolation.failures)
         # What nobody reads needs no measuring.
-        off |= {name for name in self.names if name.removeprefix(PREFIX) in off}
-        self._due = self.schedule.due(step, without=off) if sampled and self.names else []
+        return off | {name for name in self.names if name.removeprefix(PREFIX) in off}
 
     def called(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A training forward of a sampled step begins.
@@ -130,28 +150,72 @@ class Probes:
         if self._due:
             self.batches.tell(batch)
 
-    def run(self, view: ProbeView, *, returned_loss: bool) -> None:
+    def run(self, view: ProbeView, *, returned_loss: bool, able: bool = True) -> None:
         """Runs what is due, before the parameters move.
 
         Args:
             view: the step, without objectives.
             returned_loss: the model itself returned a loss in this step.
+            able: this rank can probe; if not, it still takes part in the sums of the others.
         """
         due, self._due = self._due, []
         try:
-            self._run_all(due, view, returned_loss)
+            self._run_all(due, view, returned_loss, able)
         finally:
             self.release()
 
-    def _run_all(self, due: Sequence[str], view: ProbeView, returned_loss: bool) -> None:
+    def _run_all(
+        self, due: Sequence[str], view: ProbeView, returned_loss: bool, able: bool
+    ) -> None:
         view.objective = self._last if self.can_evaluate(returned_loss) else None
         view.fixed_objective = self._fixed
+        lengths = self._joint_sums(due, view)
+        agreed = self._agreed(lengths)
         for name in due:
-            with self._stopwatch.time(name):
-                found = self._isolation.run(name, self._run_one, name, view)
+            mine = lengths.get(name, [])
+            if mine and not agreed:
+                continue  # what is meant for all ranks is not told by one of them
+            with self._stopwatch.time(name), self._taking_part(mine, view):
+                found = self._isolation.run(name, self._run_one, name, view) if able else None
             self.schedule.ran(name, used=self._joint or bool(found))
             self._found |= found or {}
         self.notes += view.notes
+
+    def _joint_sums(self, due: Sequence[str], view: ProbeView) -> dict[str, list[int]]:
+        """How long the sums over the ranks are that each probe takes; none for a single process."""
+        if self._sums is None or not self._joint:
+            return {}
+        return {name: self._sums_of(name, view) for name in due}
+
+    def _agreed(self, lengths: Mapping[str, Sequence[int]]) -> bool:
+        """Whether all ranks come to these sums now."""
+        series = [length for each in lengths.values() for length in each]
+        if not series or self._met_at == self._step:
+            return False  # a step that raised and is taken again has had its meeting
+        self._met_at = self._step
+        return self._meet(series)
+
+    def _sums_of(self, name: str, view: ProbeView) -> list[int]:
+        count = self._monitors[name].joint_sums(view)
+        if not count:
+            return []
+        sharded = sharded_parameters(self._model).values()
+        whole = [sum(item.numel() for item in sharded)] if sharded else []
+        wanted = view.of_optimizers(dict(self._model.named_parameters())).values()
+        return [*whole, *([sum(item.numel() for item in wanted)] * count)]
+
+    @contextmanager
+    def _taking_part(self, lengths: Sequence[int], view: ProbeView) -> Iterator[None]:
+        if self._sums is None or not lengths:
+            yield
+            return
+        self._sums.begin(lengths)
+        view.sums = self._sums
+        try:
+            yield
+        finally:
+            view.sums = None
+            self._sums.finish()
 
     def can_evaluate(self, returned_loss: bool) -> bool:
         """Whether the loss on the last batch can be evaluated again, as far as is known.
@@ -186,6 +250,28 @@ class Probes:
         since = step - self.schedule.origin
         self.schedule.read(Clock(since, elapsed, dict(zip(self.names, spent, strict=True))))
 
+    def use(self, step: int) -> ProbeUse | None:
+        """What was spent, and what will be.
+
+        Args:
+            step: that is over.
+
+        Returns:
+            The same on all ranks that probe together; None if there is nothing to say.
+        """
+        # What this rank gave up others need not have.
+        off = self._off if self._joint else self._off | frozenset(self._given_up)
+        due = self.schedule.next_due(step, without=off)
+        if not due and not self.schedule.used:
+            return None
+        return ProbeUse(
+            share=self.schedule.spent_share,
+            budget=self._budget,
+            next_steps={
+                _short(name): due[name] for name in sorted(due, key=lambda name: due[name])
+            },
+        )
+
     def _run_one(self, name: str, view: ProbeView) -> dict[str, Tensor]:
         if name in self._given_up:
             view.note(self._given_up[name])
@@ -197,11 +283,14 @@ class Probes:
         except ObjectiveError as error:
             self._give_up_after_a_while(name, f"{monitor.metrics[0]}: {error}", view)
             return {}
-        except (RuntimeError, ValueError) as error:
-            reason = next((LIMITS[text] for text in LIMITS if text in str(error)), None)
+        except (RuntimeError, ValueError, MemoryError, NoSecondDerivativeError) as error:
+            why = hopeless(error, type(monitor).__name__)
+            if why is not None:
+                raise KnownLimitError(why) from error
+            reason = limit_of(error)
             if reason is None:
                 raise
-            view.note(f"{monitor.metrics[0]}: {reason}")
+            self._give_up_after_a_while(name, f"{monitor.metrics[0]}: {reason}", view)
             return {}
         self._in_vain.pop(name, None)
         return _checked(monitor, found)
@@ -239,6 +328,11 @@ def _last_objective(
     if loss_fn is not None:
         return LossFunction(model, loss_fn, batches)
     return OwnLoss(model, batches) if make is None else make(batches)
+
+
+def _short(name: str) -> str:
+    """The class alone: Sharpness of "probe of monitor Sharpness"."""
+    return name.removeprefix(PREFIX).removeprefix("monitor ")
 
 
 def _checked(monitor: Monitor, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradwatch.capture.joint_sums import adding_up
 from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.kept import kept_attributes
 from gradwatch.numerics.sharding import world_size
@@ -90,7 +91,7 @@ class _NoCollectives(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.namespace in _COLLECTIVES:
+        if func.namespace in _COLLECTIVES and not adding_up.get():
             raise ObjectiveError(
                 "the loss communicates with other ranks, which a probe must not; give a loss_fn "
                 "that does not"

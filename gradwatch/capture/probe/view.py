@@ -1,14 +1,31 @@
 """What a monitor's probe may do in one sampled step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradwatch.capture.forward.gate import tensors_in
+from gradwatch.capture.joint_sums import JointSums
 from gradwatch.capture.model.names import canonical
 from gradwatch.capture.probe.batch import ObjectiveError
+from gradwatch.capture.probe.curvature import Curvature
 from gradwatch.capture.probe.objective import Objective
+from gradwatch.capture.probe.preconditioner import (
+    Preconditioner,
+    has_preconditioner,
+    preconditioner,
+)
+from gradwatch.capture.probe.whole import (
+    padded,
+    sharded_parameters,
+    whole_parameters,
+    without_sharding,
+)
 from gradwatch.records import ModelInfo
 
 
@@ -27,6 +44,9 @@ class ProbeView:
         objective: the loss on the last batch that the model was called with, or None.
         fixed_objective: the loss on the `probe_batch` of the watch, or None.
         optimized: names of the parameters that the optimizers hold; None for all.
+        optimizer: the only one, as it is before its step; None if there are several.
+        sums: over the ranks that probe together, as many as the monitor's `joint_sums` says;
+            None where each rank probes by itself.
         notes: what could not be measured, and why.
     """
 
@@ -36,6 +56,8 @@ class ProbeView:
     objective: Objective | None = None
     fixed_objective: Objective | None = None
     optimized: frozenset[str] | None = None
+    optimizer: Optimizer | None = None
+    sums: JointSums | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, reason: str) -> None:
@@ -87,11 +109,7 @@ class ProbeView:
         Returns:
             Name and tensor.
         """
-        found = objective.parameters()
-        held = self.optimized
-        return {
-            name: item for name, item in found.items() if held is None or canonical(name) in held
-        }
+        return self.of_optimizers(objective.parameters())
 
     def gradient(
         self,
@@ -113,3 +131,66 @@ class ProbeView:
         """
         given = self.parameters(objective) if at is None else at
         return objective.gradient(given, rows)
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether the optimizer is one whose preconditioner is known."""
+        return self.optimizer is not None and has_preconditioner(self.optimizer)
+
+    @contextmanager
+    def curvature(self, objective: Objective) -> Iterator[Curvature]:
+        """Gradient and Hessian of the loss by the optimized parameters, of all ranks together.
+
+        Several ranks add up each gradient and each product: `joint_sums` of the monitor counts
+        them. Sharded parameters are made whole on each rank for as long as the block lasts, which
+        takes the memory of the whole model there.
+
+        Args:
+            objective: one of the two.
+
+        Yields:
+            The curvature, whose graph is kept until the block ends.
+        """
+        model, sums = objective.model, self.sums
+        sharded = sums is not None and bool(sharded_parameters(model))
+        if sums is not None and sharded:
+            everything = whole_parameters(model, sums)
+        else:
+            everything = objective.parameters()
+        wanted = self.of_optimizers(everything)
+        own = self.of_optimizers(dict(model.named_parameters()))
+        with ExitStack() as stack:
+            if sharded:
+                stack.enter_context(without_sharding(model))
+            if all(item.dtype == torch.float32 for item in wanted.values()):
+                # Second derivatives of half precision are rough.
+                kind = next(iter(wanted.values())).device.type
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            precondition = partial(self._preconditioner, own)
+            with objective.hessian(everything, by=[*wanted.values()]) as hessian:
+                yield Curvature(hessian, sums, objective, everything, precondition)
+
+    def _preconditioner(self, own: Mapping[str, Tensor]) -> Preconditioner | None:
+        found = None if self.optimizer is None else preconditioner(self.optimizer, own)
+        if found is None or self.sums is None:
+            return found
+        share = self.sums.share
+        pairs = zip(own.values(), found.inverse_roots, strict=True)
+        whole = self.sums.sum([padded(item, share(item), part) for item, part in pairs])
+        return Preconditioner(tuple(whole), found.weight_decays)
+
+    def of_optimizers(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of some parameters that the optimizers hold and that are trained.
+
+        Args:
+            named: by the names that the model gives them.
+
+        Returns:
+            Name and tensor, in the same order.
+        """
+        held = self.optimized
+        return {
+            name: item
+            for name, item in named.items()
+            if item.requires_grad and (held is None or canonical(name) in held)
+        }

@@ -1,14 +1,15 @@
 """The processes that train one model together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from gradwatch.capture.joint_sums import JointSums
 from gradwatch.capture.model.names import wrappers_of
-from gradwatch.capture.ranks.rendezvous import Rendezvous
+from gradwatch.capture.ranks.rendezvous import CLOSED, STEP, ObstacleError, Rendezvous
 from gradwatch.errors import ConfigError
 from gradwatch.numerics.sharding import is_in_parts, is_sharded, share, world_size
 
@@ -34,6 +35,7 @@ class Ranks:
         joint: values are combined over the ranks; the first sampled step finally decides.
         speaks: this rank tells the sinks.
         because: why they are not combined, or "".
+        sums: over the ranks in the middle of a probe, or None.
 
     Raises:
         ConfigError: if `distributed` is True without a process group.
@@ -46,6 +48,7 @@ class Ranks:
         everything = (*wrappers_of(model), *model.modules())
         self._wrapper = next(filter(_is_data_parallel, everything), None)
         self._rendezvous: Rendezvous | None = None
+        self.sums: JointSums | None = None
         flat = any(type(item).__name__ == "FullyShardedDataParallel" for item in everything)
         if _wanted(distributed, self.sharded or flat or self._wrapper is not None):
             self._group = getattr(self._wrapper, "process_group", None) or dist.group.WORLD
@@ -75,6 +78,9 @@ class Ranks:
             True.
         """
         self._rendezvous = Rendezvous(self._group, parameters)
+        if not self.tensor_parallel:
+            device = next(iter(parameters.values())).device
+            self.sums = JointSums(self.sum, self.size, self.share, device)
         return True
 
     def plan(self, plan: Iterable[object]) -> None:
@@ -99,13 +105,43 @@ class Ranks:
         Returns:
             True if `sum` may be called. False is for good.
         """
-        if not self.joint:
-            return False
+        while (purpose := self._come(STEP)) not in {STEP, CLOSED}:
+            self._attend(purpose)  # the others probe in this step
+        return self.joint
+
+    def meet_for_sums(self, lengths: Sequence[int]) -> bool:
+        """Whether all ranks come to the sums of a probe, before the end of this sampled step.
+
+        Args:
+            lengths: number of entries of each sum; the same on all ranks.
+
+        Returns:
+            True if all of them must be called now; False if the others do not probe in this step.
+        """
+        mine = " ".join(map(str, lengths))
+        purpose = self._come(mine)
+        if purpose == mine:
+            return True
+        if purpose not in {STEP, CLOSED}:
+            self._attend(purpose)
+        return False
+
+    def _come(self, purpose: str) -> str:
         if getattr(getattr(self._wrapper, "_join_config", None), "enable", False):
             self.go_alone("DDP's join() lets ranks run out of data at different steps")
-        elif self._rendezvous is not None and (obstacle := self._rendezvous.come()):
-            self.go_alone(obstacle)
-        return self.joint
+        if not self.joint or self._rendezvous is None:
+            return CLOSED
+        try:
+            return self._rendezvous.come(purpose)
+        except ObstacleError as obstacle:
+            self.go_alone(str(obstacle))
+            return CLOSED
+
+    def _attend(self, lengths: str) -> None:
+        """Takes part in sums to which this rank has nothing to say."""
+        if self.sums is not None:
+            self.sums.begin(map(int, lengths.split()))
+            self.sums.finish()
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up over the ranks, in place; all of them must call it.
@@ -123,15 +159,18 @@ class Ranks:
         """Tells the other ranks not to wait for this one any more.
 
         Returns:
-            True if one of them waits already: this rank must call `sum` for a last time.
+            True if one of them waits already at the end of a step: this rank must call `sum` for a
+            last time.
         """
-        awaited = False
+        awaited = CLOSED
         if self.joint and self._rendezvous is not None and dist.is_initialized():
             with suppress(RuntimeError):  # at the end of a program the store may be gone
                 awaited = self._rendezvous.leave()
+        if awaited not in {STEP, CLOSED}:
+            self._attend(awaited)
         self.joint = False
         self._wrapper = None
-        return awaited
+        return awaited == STEP
 
     def go_alone(self, because: str) -> None:
         """Goes on alone.

@@ -23,15 +23,17 @@ _COUNTS: Final = ("unmoved", "pushed", "first_squares", "seconds")
 _MEANS: Final = ("activations", "log_gains")
 _SUMS: Final = ("found_inf", "microbatch_squares", "microbatches", "weights", "weight_squares")
 _NUMBERS: Final = ("loss", "samples", *_SUMS)
-_COUNTED: Final = ("loss", "samples", "raw", "microbatches", "weights")
+_COUNTED: Final = ("loss", "samples", "raw", "microbatches", "weights", "covariance")
 INCOMPLETE: Final[Mapping[str, tuple[str, ...]]] = {
     "raw": ("gradient_norm", "clip_coefficient", "gradient_square", "gradient_variance"),
     "microbatches": ("microbatch_gradient_norm", "microbatches"),
     "weights": ("gradient_square", "gradient_variance"),
+    "covariance": ("covariance_trace", "covariance_top_eigenvalue"),
 }
 """What needs all ranks, and the metrics that are made of it."""
 
 _FACTS: Final = len(WEIGHT_FACTS)
+_COVARIANCE: Final = 4
 _MOST_PLACES: Final = 32
 
 
@@ -71,6 +73,7 @@ class Reduction:
             "facts": of_layers * _FACTS,
             _number_of("facts"): of_layers,
             **dict.fromkeys(_NUMBERS, 1),
+            "covariance": _COVARIANCE,
             **dict.fromkeys(map(_number_of, _COUNTED), 1),
             **dict.fromkeys(("probed", _number_of("probed")), len(self._numbers)),
             "clock": clock,
@@ -139,7 +142,7 @@ class Reduction:
             mine[_number_of("probed")][self._numbers[name]] = 1
         if local.clock is not None:
             mine["clock"].copy_(local.clock, non_blocking=True)
-        for field in _NUMBERS:
+        for field in (*_NUMBERS, "covariance"):
             number: Any = getattr(local, field)
             if number is not None:
                 mine[field].add_(number)
@@ -167,6 +170,8 @@ class Reduction:
                 mean = mean.sqrt() if field == "activations" else mean
                 found[field] = NamedValues(values.names, mean)
         found |= {name: sums[name][0] for name in _SUMS if getattr(local, name) is not None}
+        if local.covariance is not None:
+            found["covariance"] = sums["covariance"] / sums[_number_of("covariance")]
         facts = sums["facts"].view(-1, _FACTS) / sums[_number_of("facts")].unsqueeze(1)
         probed = sums["probed"] / sums[_number_of("probed")]
         return StepTensors(

@@ -1,8 +1,9 @@
 """Whether all ranks will come, agreed before any of them waits.
 
-A rank that waits for another one that does not come hangs the training. So the ranks meet in one
-place only, the end of a sampled optimizer step, where all of them come by; and only if they have
-agreed on it through the store of their process group, in which the first one to write decides.
+A rank that waits for another one that does not come hangs the training. So the ranks meet only in
+a sampled optimizer step, at its end and before it for a probe, where all of them come by; and only
+if they have agreed on it through the store of their process group. The first one to write says what
+the meeting is for; the others do the same, whatever they came for.
 """
 
 import time
@@ -13,13 +14,23 @@ from typing import Any, Final
 from torch import Tensor
 from torch import distributed as dist
 
+from gradwatch.errors import GradwatchError
+
 PATIENCE: Final = 15.0
 """How many seconds the first sampled step waits for the other ranks to be watched."""
 
+STEP: Final = "come"
+"""A meeting at the end of a step."""
+CLOSED: Final = "closed"
+"""A rank comes no more."""
+
 _PAUSE: Final = 0.02
-_COME: Final = "come"
-_CLOSED: Final = "closed"
 _NONE: Final = "none"
+
+
+class ObstacleError(GradwatchError):
+    """The ranks do not come together."""
+
 
 _attached: dict[str, int] = {}
 """How many watches of the same parameters this process has made."""
@@ -53,34 +64,43 @@ class Rendezvous:
         """
         self._store.set(f"attached/{self._rank}", _digest(map(str, plan)))
 
-    def come(self) -> str:
+    def come(self, purpose: str = STEP) -> str:
         """This rank is at the place of the next meeting.
 
         The first time it waits a while for the others to be watched.
 
+        Args:
+            purpose: what it has come for, `STEP` or something else.
+
         Returns:
-            "" if all ranks come, else why they do not, which holds for good.
+            What the meeting is for.
+
+        Raises:
+            ObstacleError: if the ranks do not come together, which holds for good.
         """
         if self._meetings == 0:
             # The first one to know writes it down for the others.
             found = self._store.compare_set("obstacle", "", self._difference() or _NONE)
             if found != _NONE.encode():
-                return str(found.decode())
-        if self._store.compare_set(self._meeting(), "", _COME) != _COME.encode():
-            return "the watch of another rank was closed"
-        self._meetings += 1
-        return ""
+                raise ObstacleError(str(found.decode()))
+        decided: str = self._store.compare_set(self._meeting(), "", purpose).decode()
+        if decided == CLOSED:
+            raise ObstacleError("the watch of another rank was closed")
+        if decided != STEP or purpose == STEP:  # who came for a probe comes back at the end
+            self._meetings += 1
+        return decided
 
-    def leave(self) -> bool:
+    def leave(self) -> str:
         """This rank comes no more.
 
         Returns:
-            True if another one waits already, so that this rank must come for a last time.
+            What another one waits for already, so that this rank must do it for a last time;
+            `CLOSED` if none waits.
         """
-        awaited = bool(self._store.compare_set(self._meeting(), "", _CLOSED) == _COME.encode())
-        if awaited:  # nobody can be further than that
+        awaited: str = self._store.compare_set(self._meeting(), "", CLOSED).decode()
+        if awaited != CLOSED:  # nobody can be further than that
             self._meetings += 1
-            self._store.set(self._meeting(), _CLOSED)
+            self._store.set(self._meeting(), CLOSED)
         return awaited
 
     def _meeting(self) -> str:

@@ -88,11 +88,11 @@ def _moments(
     # Without waiting: these are counts that Adam keeps on the host.
     taken = torch.stack([local_part(step).reshape(()) for step in steps])
     taken = taken.to(device, non_blocking=True)
-    corrections = _correction(first, taken)
+    corrections = bias_correction(first, taken)
     shrinks = (1 - first) / (1 + first) * (2 - corrections) / corrections
     return StateMoments(
         first_squares=NamedValues(names, (averages / corrections).square()),
-        seconds=NamedValues(names, torch.stack(squares) / _correction(second, taken)),
+        seconds=NamedValues(names, torch.stack(squares) / bias_correction(second, taken)),
         shrink=torch.where(taken < FEWEST_STEPS, torch.nan, shrinks).mean(),
     )
 
@@ -103,8 +103,16 @@ def _sum(values: Tensor) -> Tensor:
     return real.sum(dtype=torch.float32)
 
 
-def _correction(beta: float | Tensor, steps: Tensor) -> Tensor:
-    """`1 - beta^t`, also for a beta so close to 1 that the difference would lose its digits."""
+def bias_correction(beta: float | Tensor, steps: Tensor) -> Tensor:
+    """`1 - beta^t`, also for a beta so close to 1 that the difference would lose its digits.
+
+    Args:
+        beta: of a running mean that started at 0.
+        steps: t.
+
+    Returns:
+        What the mean is divided by to be unbiased.
+    """
     if isinstance(beta, Tensor):
         return -torch.expm1(steps * beta.to(steps).log())
     return -torch.expm1(steps * (math.log(beta) if beta > 0 else -math.inf))

@@ -65,12 +65,16 @@ class MicrobatchCapture:
         """Whether a sampled step is under way."""
         return self._record.active
 
-    def begin_step(self) -> None:
-        """A sampled step begins, or begins anew because it raised."""
+    def begin_step(self, *, project: bool = False) -> None:
+        """A sampled step begins, or begins anew because it raised.
+
+        Args:
+            project: keep a projection of the gradient of each micro-batch.
+        """
         self.end_step()
         if MICROBATCHES in self._isolation.failures:
             return
-        self._record.start()
+        self._record.start(project=project)
         if self._obstacle is not None:
             self._record.spoil(self._obstacle)
         elif not self._sees_forwards:

@@ -56,11 +56,20 @@ class Expectation:
     @property
     def parts(self) -> int:
         """Independent gradients to be expected in a step, over micro-batches and ranks."""
-        if self.alone:
-            return 1
+        return 1 if self.alone else self._mine * self.replicas
+
+    @property
+    def _mine(self) -> int:
         # Rounded: a step that a loss scaler skipped leaves a forward without a step.
-        mine = max(1, round(self._forwards_per_step / self._forwards_per_part))
-        return mine * self.replicas
+        return max(1, round(self._forwards_per_step / self._forwards_per_part))
+
+    def may_be(self, microbatches: int) -> bool:
+        """Whether a step may have so many micro-batches on this rank; the first step tells.
+
+        Args:
+            microbatches: how many.
+        """
+        return not self.alone and (self._mine >= microbatches or not self._tried)
 
     @property
     def worth_trying(self) -> bool:

@@ -38,7 +38,7 @@ class LeafTap:
         self._forget()
 
     def _forget(self) -> None:
-        self._pending: dict[str, tuple[Tensor, bool, bool]] = {}
+        self._pending: dict[str, tuple[Tensor, Tensor | None, bool, bool]] = {}
         self._left: dict[str, tuple[int, int]] = {}
         self._tapped = {}
 
@@ -103,18 +103,19 @@ class LeafTap:
         present = self._tapped[name].grad
         left = self._left.get(name)
         changed = present is not None and left not in {None, _version(present)}
-        self._pending[name] = (norm(gradient), present is not None, changed)
+        projection = self._record.projected(name, gradient)
+        self._pending[name] = (norm(gradient), projection, present is not None, changed)
 
     def _confirm(self, name: str, parameter: Tensor) -> None:
         if name not in self._pending:
             return
-        size, continued, changed = self._pending.pop(name)
+        size, projection, continued, changed = self._pending.pop(name)
         # Wrappers that reduce over processes write into the gradients after each backward.
         if changed and not _several_processes():
             self._record.spoil(CHANGED)
             return
         self._left[name] = (0, 0) if parameter.grad is None else _version(parameter.grad)
-        self._record.add(name, size, continued=continued)
+        self._record.add(name, size, continued=continued, projection=projection)
 
 
 def _hook(function: Any, name: str) -> OwnHook:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradwatch.capture.step.microbatch.weight import Weight, known_weights
 from gradwatch.numerics.norms import total_norm
+from gradwatch.numerics.projection import Projection
 
 MOST: Final = 4096
 """A step of more micro-batches is one that never ends; what is kept of it must not grow."""
@@ -37,12 +38,15 @@ class MicrobatchNorms:
             to one backward, or where FSDP2 does not reduce after each.
         weights: (k,) float32, of each in the average that the step's gradient is, 1 each if nobody
             told other ones; None if only some were told, or the ranks are not averaged.
+        projections: (k, m), the gradient of each micro-batch as a random projection, or None where
+            nobody asked for it [L/P].
         unavailable: why `squares` is empty, or None.
     """
 
     squares: Tensor
     forwards: tuple[int, ...] = ()
     weights: Tensor | None = None
+    projections: Tensor | None = None
     unavailable: str | None = None
 
 
@@ -50,6 +54,7 @@ class MicrobatchNorms:
 class _Microbatch:
     forwards: int = 0
     parts: dict[str, Tensor] = field(default_factory=dict)
+    projections: list[Tensor] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     continued: set[bool] = field(default_factory=set)
 
@@ -64,6 +69,8 @@ class MicrobatchRecord:
     def __init__(self) -> None:
         self.active = False
         self._reason: str | None = None
+        self._projecting = False
+        self._projection = Projection()
         self._clear()
 
     def _clear(self) -> None:
@@ -71,12 +78,18 @@ class MicrobatchRecord:
         self._squares: list[Tensor] = []
         self._forwards: list[int] = []
         self._weights: list[list[Weight]] = []
+        self._projections: list[Tensor] = []
         self._known: set[str] = set()
 
-    def start(self) -> None:
-        """Begins a step and forgets the last one."""
+    def start(self, *, project: bool = False) -> None:
+        """Begins a step and forgets the last one.
+
+        Args:
+            project: keep a projection of the gradient of each micro-batch.
+        """
         self._clear()
         self._reason = None
+        self._projecting = project
         self.active = True
 
     def stop(self) -> None:
@@ -120,13 +133,28 @@ class MicrobatchRecord:
             return 1
         return len(self._squares) + bool(self._current.parts)
 
-    def add(self, part: str, norm: Tensor, *, continued: bool) -> None:
+    def projected(self, part: str, gradient: Tensor) -> Tensor | None:
+        """The projection of a part of a gradient, where that is wanted.
+
+        Args:
+            part: name of a parameter or of a group of them.
+            gradient: of it [L/P].
+
+        Returns:
+            (m,) what is to be given to `add`, or None.
+        """
+        return self._projection({part: gradient}) if self._projecting else None
+
+    def add(
+        self, part: str, norm: Tensor, *, continued: bool, projection: Tensor | None = None
+    ) -> None:
         """Takes a part of the gradient of the micro-batch under way.
 
         Args:
             part: name of a parameter or of a group of them.
             norm: () float32, of its gradient [L/P].
             continued: the gradient is added to one that was there.
+            projection: of its gradient, or None [L/P].
         """
         if part in self._current.parts:
             self.spoil(IN_PARTS)
@@ -134,6 +162,8 @@ class MicrobatchRecord:
         if part in self._known:
             self._current.continued.add(continued)
         self._current.parts[part] = norm
+        if projection is not None:
+            self._current.projections.append(projection)
 
     def norms(self) -> MicrobatchNorms:
         """All micro-batches since `start` whose gradients are in what was accumulated."""
@@ -145,7 +175,13 @@ class MicrobatchRecord:
         device = self._squares[0].device
         squares = torch.stack([item.to(device) for item in self._squares])
         weights = known_weights(self._weights, device)
-        return MicrobatchNorms(squares, tuple(self._forwards), weights)
+        projections = [item.to(device) for item in self._projections]
+        return MicrobatchNorms(
+            squares,
+            tuple(self._forwards),
+            weights,
+            torch.stack(projections) if projections else None,
+        )
 
     def _finish_current(self) -> None:
         finished = self._current
@@ -164,8 +200,14 @@ class MicrobatchRecord:
         self._forwards.append(finished.forwards)
         self._weights.append(finished.weights)
         self._squares.append(_squared_norm(list(finished.parts.values())))
+        if self._projecting:
+            self._projections.append(_sum(finished.projections))
 
 
 def _squared_norm(parts: list[Tensor]) -> Tensor:
     device = parts[0].device
     return total_norm(torch.stack([part.to(device) for part in parts])).square()
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)

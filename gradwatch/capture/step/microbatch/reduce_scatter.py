@@ -111,7 +111,10 @@ class ReduceScatterTap:
         accumulated = getattr(self._group, "_partial_reduce_output", None) is not None or any(
             item.sharded_param.grad is not None for item in self._group.fsdp_params
         )
-        self._record.add(self._part, norm(input_tensor), continued=accumulated)
+        projection = self._record.projected(self._part, input_tensor)
+        self._record.add(
+            self._part, norm(input_tensor), continued=accumulated, projection=projection
+        )
 
 
 class ReduceScatterTaps:

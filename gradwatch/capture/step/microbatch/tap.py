@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from weakref import WeakMethod
 
 from torch import Tensor, nn
@@ -14,13 +15,15 @@ from gradwatch.capture.step.microbatch.record import MicrobatchNorms
 from gradwatch.capture.step.microbatch.weight import Weight, check_weight
 from gradwatch.interfaces import Need
 from gradwatch.isolation import Isolation
+from gradwatch.numerics.gram import FEWEST
 
 
 class MicrobatchTap:
     """Tells a `MicrobatchCapture`, if there is one, of the moments of a training.
 
-    Where a monitor needs `microbatches` there always is one. For `independent_gradients` there is
-    one in the first sampled step, and as long as a step is made of several gradients.
+    Where a monitor needs `microbatches` there always is one. For `independent_gradients` and
+    `microbatch_covariance` there is one in the first sampled step, and as long as a step is made of
+    several gradients.
 
     Args:
         needs: what the monitors need.
@@ -54,6 +57,7 @@ class MicrobatchTap:
         self.expectation = Expectation(ranks)
         self._always = "microbatches" in needs
         self._for_parts = "independent_gradients" in needs
+        self._for_covariance = "microbatch_covariance" in needs
         self._isolation = isolation
         self._scale: Tensor | None = None
         self._untouched: list[bool] = []
@@ -95,8 +99,9 @@ class MicrobatchTap:
         if sampled:
             self._isolation.run(MICROBATCHES, self._open_or_close)
         if self._capture is not None:
-            begin = self._capture.begin_step if sampled else self._capture.end_step
-            self._isolation.run(MICROBATCHES, begin)
+            project = self._for_covariance and self.expectation.may_be(FEWEST)
+            begin = partial(self._capture.begin_step, project=project)
+            self._isolation.run(MICROBATCHES, begin if sampled else self._capture.end_step)
             self.parts = self.expectation.parts if self._for_parts else 1
 
     def forward_began(self) -> None:
@@ -163,7 +168,12 @@ class MicrobatchTap:
             return None
         if self._scale is None:
             return found
-        return replace(found, squares=found.squares / self._scale.to(found.squares).square())
+        scale = self._scale.to(found.squares)
+        return replace(
+            found,
+            squares=found.squares / scale.square(),
+            projections=None if found.projections is None else found.projections / scale,
+        )
 
     def remove(self) -> None:
         """Takes everything off the model, for good."""
@@ -171,7 +181,8 @@ class MicrobatchTap:
         self._make = None
 
     def _open_or_close(self) -> None:
-        wanted = self._always or (self._for_parts and self.expectation.worth_trying)
+        sometimes = self._for_parts or self._for_covariance
+        wanted = self._always or (sometimes and self.expectation.worth_trying)
         if not wanted:
             self._close()
         elif self._capture is None and self._make is not None:
