@@ -20,6 +20,7 @@ from gradwatch.records import (
     History,
     Measurement,
     ModelInfo,
+    ProbeUse,
     Recommendation,
     Report,
     RunInfo,
@@ -29,6 +30,7 @@ from gradwatch.records import (
 from gradwatch.serialise import to_json
 
 Learn = Callable[[Mapping[str, Sequence[float]]], ModelInfo]
+UseOfProbes = Callable[[int], ProbeUse | None]
 
 _OF_A_STEP_TAKEN: Final = ("gradient_", "clip_", "update_", "unmoved_")
 """How the metrics begin that a step has only if the loss scaler did not skip it."""
@@ -133,12 +135,13 @@ class Pipeline:
             readings = self._isolation.run(self._names[id(monitor)], _read, monitor, sample)
             pending.readings.extend(readings or ())
 
-    def report(self, run: RunInfo, learn: Learn) -> Report | None:
+    def report(self, run: RunInfo, learn: Learn, use_of_probes: UseOfProbes) -> Report | None:
         """Makes the report of all samples since the last one, with one transfer to the host.
 
         Args:
             run: the header, for sinks that have not been opened yet.
             learn: called with facts about layers that are new; returns the completed facts.
+            use_of_probes: says at the step of the report what probes have cost.
 
         Returns:
             The report, already told to the sinks; None if there is nothing to report.
@@ -149,7 +152,7 @@ class Pipeline:
         self.clock = found[-1].clock
         facts = {name: numbers for item in found for name, numbers in item.facts.items()}
         self.history.model = learn(facts)
-        report = self._judged(found)
+        report = self._judged(found, use_of_probes(found[-1].step.step))
         self._tell(replace(run, model=self.history.model), report)
         return report
 
@@ -227,7 +230,7 @@ class Pipeline:
             )
         return known
 
-    def _judged(self, found: Sequence[Fetched]) -> Report:
+    def _judged(self, found: Sequence[Fetched], probes: ProbeUse | None) -> Report:
         steps = tuple(item.step for item in found)
         measurements = _lean([value for item in found for value in self._kept(item)])
         report = Report(
@@ -235,6 +238,7 @@ class Pipeline:
             steps=steps,
             measurements=measurements,
             verdicts=tuple(self._verdicts(steps, measurements)),
+            probes=probes,
         )
         self.history.append(report)
         advice = self._advice(report.step)

@@ -6,10 +6,13 @@ from gradwatch.adapters import load_adapter
 from gradwatch.bounds import (
     AllFinite,
     ChainNormPreservation,
+    MinibatchEdge,
     NoiseFloor,
+    NoiseStability,
     NormPreservation,
     RandomlyStoppedSgd,
     RatioLaw,
+    StabilityThreshold,
     StableWidth,
 )
 from gradwatch.errors import ConfigError, MissingExtraError
@@ -17,9 +20,13 @@ from gradwatch.interfaces import Bound, Monitor, Rule, Sink
 from gradwatch.isolation import logger
 from gradwatch.monitors import (
     ActivationNorm,
+    BatchSharpness,
     DropoutNoise,
+    EdgeOfStability,
+    GradientCovariance,
     GradientNoise,
     GradientNorm,
+    HessianTrace,
     InputStatistics,
     LossValue,
     LrBatchRatio,
@@ -27,6 +34,7 @@ from gradwatch.monitors import (
     NoiseCurvature,
     NonFinite,
     ParameterNorm,
+    Sharpness,
     Smoothness,
     Stationarity,
     UpdateRatio,
@@ -68,10 +76,22 @@ def noise() -> list[Monitor]:
     return [GradientNoise(), Smoothness(), Stationarity(), DropoutNoise(), InputStatistics()]
 
 
+def curvature() -> list[Monitor]:
+    """The monitors of the loss's curvature and of what the optimizer can stand of it.
+
+    They run the model again, within the budget of the watch.
+
+    Returns:
+        A new list of new monitors, each before those that use its values.
+    """
+    return [Sharpness(), BatchSharpness(), EdgeOfStability()]
+
+
 def standard() -> list[Monitor]:
     """The default monitors.
 
-    Those of `essentials` and of `noise`, parameters, updates, activations, non-finite values.
+    Those of `essentials`, of `noise` and of `curvature`, parameters, updates, activations,
+    non-finite values.
 
     Returns:
         A new list of new monitors, each before those that use its values.
@@ -79,6 +99,7 @@ def standard() -> list[Monitor]:
     return [
         LossValue(),
         GradientNorm(),
+        *curvature(),
         *noise(),
         LrBatchRatio(),
         ParameterNorm(),
@@ -94,7 +115,13 @@ def full() -> list[Monitor]:
     Returns:
         A new list of new monitors.
     """
-    return [*standard(), NoiseCurvature(), MicrobatchGradientNorm()]
+    return [
+        *standard(),
+        NoiseCurvature(),
+        HessianTrace(),
+        GradientCovariance(),
+        MicrobatchGradientNorm(),
+    ]
 
 
 def bounds() -> list[Bound]:
@@ -113,6 +140,10 @@ def bounds() -> list[Bound]:
         RandomlyStoppedSgd(),
         NoiseFloor(),
         RatioLaw(),
+        StabilityThreshold("sharpness"),
+        StabilityThreshold("preconditioned_sharpness"),
+        NoiseStability(),
+        MinibatchEdge(),
     ]
 
 

@@ -86,7 +86,8 @@ def supersede(reports: Iterable[Report], first_step: int) -> list[Report]:
 
     Returns:
         The reports before that step. Of a report that straddles it, what was measured before
-        it; its recommendations go, because they rest on what is superseded.
+        it; its recommendations and what it says of probes go, because they rest on what is
+        superseded.
 
     Example:
         >>> [report.step for report in supersede([Report(step=4), Report(step=9)], 9)]
@@ -145,6 +146,7 @@ def _before(report: Report, first_step: int) -> Report | None:
         measurements=measurements,
         verdicts=tuple(item for item in report.verdicts if item.measurement.step < first_step),
         recommendations=(),
+        probes=None,
     )
 
 

@@ -39,4 +39,5 @@ class Standing:
             verdicts=tuple(self._verdicts.values()),
             recommendations=self._newest.recommendations,
             notes=self._newest.notes,
+            probes=self._newest.probes,
         )

@@ -37,8 +37,8 @@ from gradwatch.capture.session import Session
 from gradwatch.errors import AttachError, ClosedError, ConfigError
 from gradwatch.interfaces import Bound, Monitor, Need, Rule, Sink
 from gradwatch.isolation import Isolation, OnError
-from gradwatch.pipeline import Parts, Pipeline
-from gradwatch.records import ModelInfo, Recommendation, Report, RunInfo
+from gradwatch.pipeline import Parts, Pipeline, UseOfProbes
+from gradwatch.records import ModelInfo, ProbeUse, Recommendation, Report, RunInfo
 from gradwatch.serialise import from_json, to_json
 from gradwatch.standing import Standing
 
@@ -155,6 +155,7 @@ class Watch:
                 model,
                 self._isolation,
                 budget=budget,
+                every_n_steps=every_n_steps,
                 loss_fn=loss_fn,
                 probe_batch=probe_batch,
                 objective=objective,
@@ -422,9 +423,8 @@ class Watch:
     def _take(self, sample: Sample | None, failures: Tensor | None) -> None:
         self._pipeline.read(sample, failures)
         if self.step % self._log_every == 0:
-            self._report()
+            self._report(self._time_probes)
             self._isolation.agree()
-            self._session.read_clock(self._pipeline.clock)
 
     def _report_pending(self) -> None:
         # Ranks that train together report at the same steps only: advice is a function of the
@@ -432,12 +432,18 @@ class Watch:
         if self._pipeline.has_pending and not self._session.exchange.joint:
             self._isolation.run(REPORT, self._report)
 
-    def _report(self) -> None:
-        report = self._pipeline.report(self._run, self._learn)
+    def _report(self, use_of_probes: UseOfProbes | None = None) -> None:
+        use = use_of_probes or self._session.use_of_probes
+        report = self._pipeline.report(self._run, self._learn, use)
         if report is not None:
             self._reports += 1
             self._standing.add(report)
             self._announcer.announce(report.recommendations)
+
+    def _time_probes(self, step: int) -> ProbeUse | None:
+        # At these steps only: all ranks must count with the same clock.
+        self._session.read_clock(self._pipeline.clock)
+        return self._session.use_of_probes(step)
 
     def _learn(self, facts: Mapping[str, Sequence[float]]) -> ModelInfo:
         self._session.info = add_weight_facts(self._session.info, facts)

@@ -597,9 +597,11 @@ DEFECTS = [
     "probe.probes.Probes.run",
     "probe.probes.Probes.take",
     "probe.probes.Probes.read",
+    "probe.probes.Probes.use",
     "probe.probes.autocast_type",
     "probe.schedule.Schedule.due",
     "probe.schedule.Schedule.ran",
+    "probe.schedule.Schedule.next_due",
     "probe.stopwatch.Stopwatch.time",
     "probe.stopwatch.Stopwatch.seconds",
 ]

@@ -17,6 +17,7 @@ from gradwatch.records import (
     LayerInfo,
     Measurement,
     ModelInfo,
+    ProbeUse,
     Recommendation,
     Report,
     StepInfo,
@@ -49,6 +50,16 @@ st.register_type_strategy(
 st.register_type_strategy(
     Measurement,
     st.builds(Measurement, inputs=st.dictionaries(st.text(), st.floats(), max_size=3)),
+)
+
+st.register_type_strategy(
+    ProbeUse,
+    st.builds(
+        ProbeUse,
+        share=st.floats(),
+        budget=st.none() | st.floats(),
+        next_steps=st.dictionaries(st.text(), st.integers(), max_size=3),
+    ),
 )
 
 
@@ -273,6 +284,22 @@ def test_a_printed_report_says_what_was_found() -> None:
     assert "Somebody 2020" in text
     assert "It is too steep." in text
     assert "  - no activations" in text
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (ProbeUse(share=0.0), "probes: 0 % of the time (no budget)"),
+        (
+            ProbeUse(share=0.01934, budget=0.02, next_steps={"B": 3350, "A": 4200}),
+            "probes: 1.9 % of the time (budget 2 %); next: B about step 3350, A about step 4200",
+        ),
+        (ProbeUse(share=1.0, budget=1e-9), "probes: 100 % of the time (budget 1e-07 %)"),
+    ],
+)
+def test_the_cost_of_probes_is_one_line_of_a_report(use: ProbeUse, text: str) -> None:
+    assert str(use) == text
+    assert str(Report(step=1, probes=use)).splitlines()[-1] == text
 
 
 def test_a_report_without_advice_says_so() -> None:

@@ -19,6 +19,7 @@ from gradwatch.records import (
     Kind,
     Measurement,
     ModelInfo,
+    ProbeUse,
     Recommendation,
     Report,
     RunInfo,
@@ -52,6 +53,20 @@ st.register_type_strategy(
     ),
 )
 
+st.register_type_strategy(
+    Measurement,
+    st.builds(Measurement, inputs=st.dictionaries(st.text(), st.floats(), max_size=3)),
+)
+st.register_type_strategy(
+    ProbeUse,
+    st.builds(
+        ProbeUse,
+        share=st.floats(),
+        budget=st.none() | st.floats(),
+        next_steps=st.dictionaries(st.text(), st.integers(), max_size=3),
+    ),
+)
+
 
 def report(*steps: int, value: float = 0.5) -> Report:
     """A report whose newest step is the last one given."""
@@ -66,6 +81,7 @@ def report(*steps: int, value: float = 0.5) -> Report:
         verdicts=(Verdict.of(measurements[-1], Interval(upper=1.0), bound="B", source="here"),),
         recommendations=(Recommendation(knob="clip", reason="It is too steep."),),
         notes=("no activations",),
+        probes=ProbeUse(share=0.01, budget=0.02, next_steps={"Sharpness": steps[-1] + 9}),
     )
 
 
@@ -291,6 +307,7 @@ def test_a_straddling_report_keeps_what_is_not_measured_again(tmp_path: Path) ->
     # What was judged and advised rested on the steps that are gone.
     assert older.verdicts == ()
     assert older.recommendations == ()
+    assert older.probes is None
     assert newer == report(30, 40, value=7.0)
 
 

@@ -1,6 +1,6 @@
 """What stands at a moment of a training."""
 
-from gradwatch.records import Interval, Measurement, Recommendation, Report, Verdict
+from gradwatch.records import Interval, Measurement, ProbeUse, Recommendation, Report, Verdict
 from gradwatch.standing import Standing
 
 
@@ -44,3 +44,10 @@ def test_advice_and_notes_are_those_of_the_newest_report() -> None:
     standing.add(Report(step=100, notes=("the last",)))
     assert standing.summary().recommendations == ()
     assert standing.summary().notes == ("the last",)
+
+
+def test_what_probes_cost_is_that_of_the_newest_report() -> None:
+    standing = Standing()
+    for share in (0.0, 0.01):
+        standing.add(Report(step=1, probes=ProbeUse(share=share)))
+    assert standing.summary().probes == ProbeUse(share=0.01)

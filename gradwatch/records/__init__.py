@@ -8,6 +8,7 @@ curvature is a pure number, written "1".
 from gradwatch.records.advice import KNOBS, SEVERITIES, Knob, Recommendation, Severity
 from gradwatch.records.judgement import MODEL, Interval, Kind, Measurement, Status, Verdict
 from gradwatch.records.model import DropoutInfo, LayerInfo, ModelInfo
+from gradwatch.records.probe_use import ProbeUse
 from gradwatch.records.report import History, Report, RunInfo
 from gradwatch.records.step import StepInfo
 
@@ -23,6 +24,7 @@ __all__ = [
     "LayerInfo",
     "Measurement",
     "ModelInfo",
+    "ProbeUse",
     "Recommendation",
     "Report",
     "RunInfo",

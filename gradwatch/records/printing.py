@@ -29,6 +29,7 @@ def report_text(report: "Report") -> str:
         _judged(report.verdicts),
         _advised(report.recommendations),
         f"Not measured:\n{notes}" if notes else "",
+        "" if report.probes is None else str(report.probes),
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 

@@ -11,6 +11,7 @@ from gradwatch.records.advice import Recommendation
 from gradwatch.records.judgement import MODEL, Measurement, Verdict
 from gradwatch.records.model import ModelInfo
 from gradwatch.records.printing import report_text
+from gradwatch.records.probe_use import ProbeUse
 from gradwatch.records.step import StepInfo
 from gradwatch.serialise import from_json, to_json
 
@@ -26,6 +27,7 @@ class Report:
         verdicts: on the newest value of each metric and scope.
         recommendations: all that stand at this step, the most severe first.
         notes: what could not be measured, and why; what failed.
+        probes: what the probes have cost, and when the next ones are due; None without probes.
     """
 
     step: int
@@ -34,6 +36,7 @@ class Report:
     verdicts: tuple[Verdict, ...] = ()
     recommendations: tuple[Recommendation, ...] = ()
     notes: tuple[str, ...] = ()
+    probes: ProbeUse | None = None
 
     @property
     def info(self) -> StepInfo:

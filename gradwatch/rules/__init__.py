@@ -5,6 +5,7 @@ from gradwatch.rules.data_scale import DataScale
 from gradwatch.rules.dropout import Dropout
 from gradwatch.rules.initialisation import Initialisation
 from gradwatch.rules.learning_rate import LearningRate
+from gradwatch.rules.momentum import Momentum
 from gradwatch.rules.numerics import Numerics
 from gradwatch.rules.reliability import Reliability
 from gradwatch.rules.training_length import TrainingLength
@@ -16,6 +17,7 @@ __all__ = [
     "Dropout",
     "Initialisation",
     "LearningRate",
+    "Momentum",
     "Numerics",
     "Reliability",
     "TrainingLength",

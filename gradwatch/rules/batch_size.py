@@ -8,6 +8,8 @@ from typing_extensions import override
 from gradwatch.interfaces import Rule
 from gradwatch.records import History, Recommendation
 from gradwatch.rules.convergence import Convergence, check_target, converging, floor_at
+from gradwatch.rules.limits import near_the_edge
+from gradwatch.rules.noise_instability import noise_unstable
 from gradwatch.rules.noise_scale import NoiseScale, noise_scale
 from gradwatch.rules.recent import differs
 from gradwatch.rules.redundancy import FAR, reduced
@@ -20,15 +22,18 @@ from gradwatch.theory.lr_batch_ratio import sample_efficiency
 class BatchSize(Rule):
     """Recommends one batch size, by the first of these that applies.
 
+    - The loss rose, and gradient noise makes a training of little momentum unstable although the
+      curvature alone would not: the smallest stable batch and a quarter more. See `Momentum`, which
+      has the rest of such trainings; nothing else is said of the batch while one of them speaks.
     - The loss is flat, or a target is given, and the noise floor is what limits the gradient: the
       batch whose floor is the target, `L g sigma²/(eps (2 - L g))`, rounded up.
     - The batch is below a tenth of the noise scale `tr(Sigma)/|G|²`: at the noise scale the same
       progress takes twice the samples of a tiny batch; fewer steps only if the learning rate is
-      re-tuned.
+      re-tuned. Silent where the curvature is known to leave no room for that.
     - The batch is above ten times the noise scale: 91 % of the samples are redundant. Said only of
       a training that is known to go well, see `gradwatch.rules.redundancy`.
 
-    Silent in the first case where `NoiseFloor` is undecided or violated; in the others where the
+    Silent in the second case where `NoiseFloor` is undecided or violated; in the others where the
     noise scale is not significant, its window too short, its tail heavy, it comes from the state
     of Adam, in the warm-up, and when gradients are clipped in more than 20 % of the steps. No
     batch of half of the data or more is recommended.
@@ -51,10 +56,13 @@ class BatchSize(Rule):
 
     @override
     def advise(self, history: History) -> Iterable[Recommendation]:
+        noisy = noise_unstable(history)
+        if noisy is not None:
+            return [noisy.recommend()] if noisy.remedy == "batch_size" else []
         state, scale = converging(history), noise_scale(history)
         candidates = (
             _for_the_floor(state, self.target, history),
-            _enlarged(scale, history),
+            None if near_the_edge(history) else _enlarged(scale, history),
             reduced(history, scale),
         )
         return [item for item in candidates if item is not None][:1]

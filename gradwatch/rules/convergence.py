@@ -6,6 +6,7 @@ from typing import Final
 
 from gradwatch.errors import ConfigError
 from gradwatch.records import History, Severity, StepInfo, Verdict
+from gradwatch.rules.curvature import sound
 from gradwatch.rules.recent import known, newest_verdict, usable
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import Split, stationarity_bound
@@ -177,6 +178,8 @@ def converging(history: History) -> Convergence | None:
     decided = verdict is not None and verdict.status == "holds"
     if verdict is None or not decided or not usable(verdict.measurement.value):
         return None
+    if not sound(verdict.measurement.inputs, history):
+        return None
     return _read(verdict, history[-1].info)
 
 
@@ -201,8 +204,9 @@ def was_noisy(history: History) -> bool:
 def at_the_edge(history: History) -> Convergence | None:
     """The state of a run of which more than a tenth of the newest steps are above 1.8/L.
 
-    The largest secant of small batches can be many times the curvature of the loss, which leaves
-    a bound true and an alarm false; and with momentum the edge is elsewhere.
+    That is usual and no reason for another learning rate; but the bound is about to lose its
+    meaning there, and the number of steps that it asks for with it. The largest secant of small
+    batches can be many times the curvature of the loss, and with momentum the edge is elsewhere.
 
     Args:
         history: the reports so far.

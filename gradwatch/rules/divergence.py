@@ -5,6 +5,7 @@ from typing import Final
 
 from gradwatch.records import History, Recommendation, StepInfo, Verdict
 from gradwatch.rules.convergence import BOUND, FALLING
+from gradwatch.rules.curvature import sound, stability
 from gradwatch.rules.recent import known, newest_verdict, usable
 from gradwatch.table import number
 
@@ -20,7 +21,8 @@ def diverging(history: History) -> Recommendation | None:
     """Lowers the learning rate where the loss is above the first one and `lr L > 2` says why.
 
     Beyond 2/L plain SGD on a quadratic moves away from the minimum. A secant can be far above the
-    curvature of the loss, so that alone would be no alarm; here the loss confirms it.
+    curvature of the loss, so that alone would be no alarm; here the loss confirms it. It is for
+    runs whose stability ratio is not known; that has the last word, and knows about momentum.
 
     Args:
         history: the reports so far.
@@ -30,6 +32,8 @@ def diverging(history: History) -> Recommendation | None:
     """
     verdict, now = newest_verdict(history, BOUND), history[-1].info
     if verdict is None or not _plain(verdict.measurement.inputs, now):
+        return None
+    if stability(history) is not None or not sound(verdict.measurement.inputs, history):
         return None
     inputs, lr = verdict.measurement.inputs, now.lr or 0.0
     smoothness, recent, first = (

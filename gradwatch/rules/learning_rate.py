@@ -8,20 +8,26 @@ from typing_extensions import override
 
 from gradwatch.interfaces import Rule
 from gradwatch.records import History, Recommendation, Severity
+from gradwatch.rules.combination import combined, with_curvature
+from gradwatch.rules.conditioning import ill_conditioned
 from gradwatch.rules.convergence import (
     LARGEST_FACTOR,
     STEP_LIMITED,
     Convergence,
-    at_the_edge,
     check_target,
     converging,
     floor_at,
 )
 from gradwatch.rules.divergence import diverging
+from gradwatch.rules.headroom import headroom
+from gradwatch.rules.instability import unstable
+from gradwatch.rules.limits import largest_raise
+from gradwatch.rules.noise_instability import noise_unstable
 from gradwatch.rules.noise_scale import noise_scale
 from gradwatch.rules.recent import differs
 from gradwatch.rules.rescaling import rescaled
 from gradwatch.rules.stall import stalled
+from gradwatch.rules.warm_up import warm_up
 from gradwatch.table import number
 from gradwatch.theory.gradient_convergence import best_learning_rate, learning_rate_for_floor
 
@@ -33,25 +39,47 @@ CAUTION: Final = 0.5
 class LearningRate(Rule):
     """Recommends one learning rate, by the first of these that applies.
 
-    - The loss is above the first one and does not fall, and `lr L > 2` in more than half of the
-      newest readings: 0.5/L. Silent with momentum.
-    - More than a tenth of the newest steps have `lr L > 1.8`: no bound holds there; 1/L is the
-      largest step with a guarantee. Not said of an L from secants, which can be far too high, nor
-      with momentum.
+    Below, r is the `stability_ratio`, the sharpness over the stability threshold of the optimizer.
+
+    Lower it, to the smallest of what these ask for, with all their reasons:
+
+    - r >= 1.2 in three readings and the smoothed loss rose by more than 5 % over them; or the loss
+      is above the first one, or not finite, and r was 1.2 or more at the start or is now: 0.8 lr/r.
+      Where r is not measured: the loss is above the first one and does not fall, and `lr L > 2` in
+      more than half of the newest readings of plain SGD: 0.5/L.
+    - The loss rose, gradient noise makes the training unstable at r < 1, and neither momentum nor
+      batch size is the better remedy: 0.8 of the limit. See `Momentum`.
     - The loss is flat, or a target is given, and the noise floor is what limits the gradient
       (share of the noise above 0.7, measured within a factor 4 of the floor): the step whose floor
-      is the target, `2 eps/(L (eps + sigma²/B))`.
-    - The loss is flat and the stall ratio is significantly above 1 in three readings at least 100
-      steps apart: lr x 0.3. Silent with momentum.
+      is the target, `2 eps/(L (eps + sigma²/B))`. Or else the loss is flat and the stall ratio is
+      significantly above 1 in three readings at least 100 steps apart: lr x 0.3. Both are a matter
+      of noise, and win over any room that the curvature leaves.
+
+    Or else one of these:
+
+    - r > 1 at the first reading of SGD, within the first reports, and the loss has not come below
+      the first one: a warm-up from half of the limit.
     - The batch size was changed and the learning rate was not: the one that fits. Silent where
       noise is or was most of the bound, or the run stalled: a larger batch was the remedy then.
+
+    Or raise it, to the smallest of what these ask for, and to no more than 0.8 of any limit of the
+    curvature that is known:
+
     - The planned steps are what limits the gradient (share of the noise at their end below 0.3):
       the step with the smallest bound, but not above 0.5/L, nor above ten times the present one.
+    - r < 0.3 in five readings, a smooth loss and a stall ratio below 0.1: twice the present one.
+    - r < 0.1 in the first epochs and `covariance_ratio` below 3: an information without a number,
+      by a conjecture.
 
-    Silent where `NoiseFloor` is undecided or violated, except the first (the fourth and fifth:
-    where the noise scale is not significant, in the warm-up, under frequent or unknown clipping,
-    for other optimizers than SGD; Adam in the fifth only, with the square root). All of this is
-    about the gradient of the training objective and not about test error.
+    Where 0.3 <= r < 1.2 the curvature is no reason for anything: a training that hovers about the
+    threshold, at the edge of stability, is usual, and its loss falls though not steadily.
+
+    Silent on the noise floor where `NoiseFloor` is undecided or violated; on stall ratio and batch
+    size where the noise scale is not significant, in the warm-up, under frequent or unknown
+    clipping, for other optimizers than SGD (Adam in the latter only, with the square root); on r
+    where `gradwatch.rules.curvature.stability` is None; and altogether while `Momentum` or
+    `BatchSize` speaks of an instability by noise. All of this is about the gradient of the training
+    objective and not about test error.
 
     Args:
         target: wanted mean of `||grad f||²` [L²/P²]; a quarter of what is measured if None.
@@ -61,7 +89,8 @@ class LearningRate(Rule):
 
     References:
         derived from the descent lemma, as Ghadimi and Lan 2013, SIAM J. Optim. 23; noise scale of
-        McCandlish et al. 2018, arXiv:1812.06162.
+        McCandlish et al. 2018, arXiv:1812.06162; Jastrzebski et al. 2020, arXiv:2002.09572; Cohen
+        et al. 2021, arXiv:2103.00065, and 2022, arXiv:2207.14484.
     """
 
     target: float | None = None
@@ -71,16 +100,27 @@ class LearningRate(Rule):
 
     @override
     def advise(self, history: History) -> Iterable[Recommendation]:
+        noisy = noise_unstable(history)
+        if noisy is not None and noisy.remedy != "learning_rate":
+            return
+        by_noise = noisy.recommend() if noisy is not None else None
         state, scale = converging(history), noise_scale(history)
-        candidates = (
-            diverging(history),
-            _to_the_guarantee(at_the_edge(history)),
-            _to_the_floor(state, self.target),
-            stalled(history, scale),
-            rescaled(history, scale) if scale and scale.lr_is_step_size else None,
-            _to_the_best(state, self.target, history),
+        floor = _to_the_floor(state, self.target) or stalled(history, scale)
+        groups = (
+            (unstable(history) or diverging(history), by_noise, with_curvature(floor, history)),
+            (warm_up(history),),
+            (rescaled(history, scale) if scale and scale.lr_is_step_size else None,),
+            (
+                with_curvature(_to_the_best(state, self.target, history), history),
+                headroom(history),
+                ill_conditioned(history),
+            ),
         )
-        return [item for item in candidates if item is not None][:1]
+        for group in groups:
+            found = combined([item for item in group if item is not None])
+            if found is not None:
+                yield found
+                return
 
 
 def _recommend(
@@ -94,29 +134,6 @@ def _recommend(
         severity=severity,
         reason=f"{reason} ({state})",
         expected=expected,
-        evidence=(state.verdict,),
-        source=state.verdict.source,
-    )
-
-
-def _to_the_guarantee(state: Convergence | None) -> Recommendation | None:
-    if state is None:
-        return None
-    wanted = 1.0 / state.smoothness
-    if wanted >= state.step_size or not differs(state.step_size, wanted):
-        return None
-    return Recommendation(
-        knob="learning_rate",
-        current=state.learning_rate,
-        proposed=state.as_learning_rate(wanted),
-        unit="P²/L",
-        severity="info",
-        reason=(
-            f"lr x L was above 1.8 in {state.edge_share:.0%} of the newest steps, at the edge of "
-            f"stability where no bound holds; L = {number(state.smoothness)}; lr <= 1/L is the "
-            f"largest step with a guarantee{state.caveats}"
-        ),
-        expected="the bounds of RandomlyStoppedSgd and NoiseFloor apply again",
         evidence=(state.verdict,),
         source=state.verdict.source,
     )
@@ -150,6 +167,7 @@ def _to_the_best(
         state.loss_gap, state.smoothness, state.variance, state.batch_size, steps
     )
     size = min(best, CAUTION / state.smoothness, LARGEST_FACTOR * state.step_size)
+    size = min(size, largest_raise(history) * (state.step_size / state.learning_rate))
     if size <= state.step_size or not differs(state.step_size, size):
         return None
     reason = (

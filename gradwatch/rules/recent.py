@@ -78,6 +78,28 @@ def same_steps(one: StepInfo, other: StepInfo) -> bool:
     return (one.optimizer, one.lrs, one.momentum) == (other.optimizer, other.lrs, other.momentum)
 
 
+def nearly_same_steps(one: StepInfo, other: StepInfo) -> bool:
+    """Whether two steps were taken with the same optimizer and momentum at nearly one rate.
+
+    A schedule that moves slowly leaves the readings of a hundred steps comparable.
+
+    Args:
+        one: the settings of a step.
+        other: those of another one.
+
+    Returns:
+        True if they were, and no learning rate differs by more than 5 %.
+    """
+    kinds = [
+        (step.optimizer, step.momentum, step.dampening, step.nesterov, step.betas, len(step.lrs))
+        for step in (one, other)
+    ]
+    if kinds[0] != kinds[1]:
+        return False
+    pairs = zip(one.lrs, other.lrs, strict=True)
+    return all(math.isclose(here, there, rel_tol=SMALLEST_CHANGE) for here, there in pairs)
+
+
 def known(inputs: Mapping[str, float], name: str) -> float:
     """An input of a measurement.
 

@@ -4,9 +4,13 @@ from typing import Final
 
 from gradwatch.records import History, Recommendation
 from gradwatch.rules.convergence import EDGE_SHARE, FALLING, converging
+from gradwatch.rules.headroom import headroom
+from gradwatch.rules.instability import unstable
+from gradwatch.rules.limits import near_the_edge
 from gradwatch.rules.noise_scale import NoiseScale
 from gradwatch.rules.recent import differs, known, newest_value
 from gradwatch.rules.rescaling import batch_change
+from gradwatch.rules.warm_up import warm_up
 from gradwatch.theory.lr_batch_ratio import step_efficiency
 
 FAR: Final = 10.0
@@ -30,7 +34,8 @@ def reduced(history: History, scale: NoiseScale | None) -> Recommendation | None
         The recommendation; None if the factor ten is not certain, the noise scale rests on fewer
         than 200 readings or drifts, the loss is not known to be below the first one and not to
         rise, a step was beyond 2/L, noise is more than half of the bound, the last stall ratio is
-        1 or more, or the learning rate has not followed a new batch size yet.
+        1 or more, the learning rate has not followed a new batch size yet, the curvature is known
+        to be near the stability threshold, or it is the learning rate that is to be changed for it.
     """
     if scale is None or (scale.value + scale.error) * FAR >= scale.batch_size:
         return None
@@ -38,6 +43,8 @@ def reduced(history: History, scale: NoiseScale | None) -> Recommendation | None
     if size >= scale.batch_size or not differs(scale.batch_size, size):
         return None
     if not (_settled(scale) and _goes_well(history)) or _wants_less_noise(history):
+        return None
+    if near_the_edge(history) or _learning_rate_comes_first(history):
         return None
     return _recommend(scale, size)
 
@@ -59,6 +66,11 @@ def _goes_well(history: History) -> bool:
     stable = known(inputs, "beyond_edge") == 0 and not known(inputs, "edge_share") > EDGE_SHARE
     lower = known(inputs, "loss_recent") < known(inputs, "first_loss")
     return stable and lower and known(inputs, "loss_trend") <= -FALLING
+
+
+def _learning_rate_comes_first(history: History) -> bool:
+    """Whether the curvature asks for smaller steps, or leaves room for larger ones."""
+    return any(rule(history) is not None for rule in (unstable, warm_up, headroom))
 
 
 def _wants_less_noise(history: History) -> bool:

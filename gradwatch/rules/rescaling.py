@@ -8,6 +8,8 @@ from typing import Final
 
 from gradwatch.records import History, Measurement, ModelInfo, Recommendation, StepInfo
 from gradwatch.rules.convergence import was_noisy
+from gradwatch.rules.curvature import reliable
+from gradwatch.rules.limits import largest_raise
 from gradwatch.rules.noise_scale import NoiseScale
 from gradwatch.rules.recent import differs, newest_value, same_steps, usable
 from gradwatch.rules.stall import has_stalled
@@ -73,7 +75,8 @@ def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
     above. For Adam its square root is taken, a heuristic. Where L is known, it is not lowered to
     more than 0.9 of the stability threshold `2 (1 + beta)/L`, nor raised beyond
     `2 (1 + beta) tau/((1 + tau) L)` with tau = 0.5, where the ratio rule ends, or 0.5/L if L is
-    from secants. It is not raised for batches of more than a tenth of the data, and not spoken of
+    from secants. It is not raised beyond 0.8 of a limit of the curvature that is known, which
+    serves Adam as well, nor for batches of more than a tenth of the data, and not spoken of
     in a training in which noise is or was most of the bound, or which stalled: there a larger
     batch is a remedy that a larger learning rate would undo.
 
@@ -93,6 +96,7 @@ def rescaled(history: History, scale: NoiseScale) -> Recommendation | None:
     wanted = rescaled_learning_rate(lr, change.old, change.new, noise, 0.5 if adam else 1.0)
     raised, smoothness = wanted > lr, None if adam else _smoothness(history)
     proposed = min(wanted, _limit(smoothness, now, raised=raised))
+    proposed = min(proposed, largest_raise(history)) if raised else proposed
     if not differs(lr, proposed) or (proposed > lr) != raised:
         return None
     if (raised and _too_much_of_the_data(change, history.model)) or _noise_was_the_trouble(history):
@@ -126,8 +130,11 @@ def _too_much_of_the_data(change: BatchChange, model: ModelInfo) -> bool:
 
 
 def _smoothness(history: History) -> Measurement | None:
-    """L: the sharpness, or else the largest secant; None if neither is known."""
-    found = newest_value(history, "sharpness") or newest_value(history, "smoothness")
+    """L: the sharpness if it has converged, or else the largest secant; None without both."""
+    sharpness = newest_value(history, "sharpness")
+    if sharpness is not None and reliable(sharpness):
+        return sharpness
+    found = newest_value(history, "smoothness")
     return found if found is not None and usable(found.value) else None
 
 

@@ -16,6 +16,8 @@ from gradwatch.rules.convergence import (
     check_target,
     converging,
 )
+from gradwatch.rules.instability import unstable
+from gradwatch.rules.noise_instability import noise_unstable
 from gradwatch.rules.noise_scale import noise_scale
 from gradwatch.rules.recent import differs
 from gradwatch.rules.stall import stalled
@@ -36,7 +38,7 @@ class TrainingLength(Rule):
 
     Silent without a plan and a target, where `NoiseFloor` is undecided or violated, where the
     noise floor is more than half of the target, where more than ten times the steps would be
-    needed, at the edge of stability, and while the training stalls.
+    needed, at the edge of stability, and while the training stalls or is unstable.
 
     Args:
         target: wanted mean of `||grad f||²` [L²/P²]; a quarter of what is measured if None.
@@ -77,9 +79,11 @@ class TrainingLength(Rule):
 
 
 def _wants_smaller_steps(history: History) -> bool:
-    """Whether `LearningRate` calls for another remedy than more of these steps."""
-    at_edge = at_the_edge(history) is not None
-    return at_edge or stalled(history, noise_scale(history)) is not None
+    """Whether more of these steps are no remedy, or the bound is about to lose its meaning."""
+    if at_the_edge(history) is not None or unstable(history) is not None:
+        return True
+    noisy = noise_unstable(history) is not None
+    return noisy or stalled(history, noise_scale(history)) is not None
 
 
 def _recommend(state: Convergence, current: float, needed: float, target: float) -> Recommendation:

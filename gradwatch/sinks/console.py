@@ -1,5 +1,6 @@
 """One line a report in the terminal."""
 
+import math
 import sys
 from typing import TextIO
 
@@ -19,6 +20,7 @@ class ConsoleSink(Sink):
           warning learning_rate (model): 0.1 -> 0.05 P²/L. The steps are longer than ...
         step 100  loss 0.397  gradient_norm_used 1.19
 
+    What probes cost and when they are due next is told again once all that was told has come.
     A recommendation counts as changed when it is about another knob or scope, when it became
     more or less severe, or when it turned round; not when only its numbers moved.
 
@@ -29,10 +31,12 @@ class ConsoleSink(Sink):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._said: _Said = frozenset()
+        self._probes_told_until: float = -math.inf
 
     @override
     def open(self, run: RunInfo) -> None:
         self._said = frozenset()
+        self._probes_told_until = -math.inf
 
     @override
     def write(self, report: Report) -> None:
@@ -42,7 +46,14 @@ class ConsoleSink(Sink):
             lines += [_advice(item) for item in report.recommendations]
             lines += [] if said else ["  no recommendations any more"]
         self._said = said
+        lines += self._of_probes(report)
         self._put("".join(f"{line}\n" for line in lines))
+
+    def _of_probes(self, report: Report) -> list[str]:
+        if report.probes is None or report.step < self._probes_told_until:
+            return []
+        self._probes_told_until = max(report.probes.next_steps.values(), default=math.inf)
+        return [f"  {report.probes}"]
 
     def _put(self, text: str) -> None:
         stream = sys.stdout if self._stream is None else self._stream

@@ -15,6 +15,7 @@ from gradwatch.rules import (
     DataScale,
     Dropout,
     LearningRate,
+    Momentum,
     Reliability,
     TrainingLength,
 )
@@ -26,8 +27,17 @@ USUAL = {
     "stationarity_recent": 0.0219, "stationarity": 0.02, "noise_scale": 100.0, "stall_ratio": 1.1,
     "noise_scale_curvature": 120.0, "dropout_variance_share": 0.8, "input_mean_share": 0.9,
     "input_top_eigenvalue": 10.0, "smoothness": 0.7, "sharpness": 0.8,
+    "preconditioned_sharpness": 20.0, "stability_ratio": 1.3, "noise_stability_ratio": 1.5,
+    "covariance_ratio": 2.0, "batch_sharpness": 1.0,
+}  # fmt: skip
+CURVED = {
+    "newest": 0.8, "relative_error": 0.01, "threshold": 0.7, "learning_rate": 0.3,
+    "preconditioned": 0.0, "readings": 10.0, "sharpness": 0.8, "sharpness_variance": 1.0,
+    "batch_size_limit": 20.0, "first_sharpness": 12.0, "first_step": 1500.0,
+    "first_learning_rate": 0.3, "resolved": 1.0,
 }  # fmt: skip
 STEP = {
+    "loss": st.none() | NUMBERS,
     "optimizer": st.sampled_from(["SGD", "Adam", "AdamW", "RMSprop", ""]),
     "lrs": st.lists(NUMBERS, max_size=2).map(tuple),
     "batch_size": st.none() | st.integers(1, 10**4),
@@ -55,7 +65,10 @@ def histories(
         del numbers[name]
     values = {**USUAL, **draw(st.dictionaries(st.sampled_from(sorted(USUAL)), NUMBERS, max_size=2))}
     error = draw(st.sampled_from([0.05, 0.0, 1.0, None]) | ANY)
-    for index in range(draw(st.integers(1, 4))):
+    every = draw(st.sampled_from([1, 20]))
+    losses = draw(st.sampled_from([(), (9.0,) * 11, (0.2, 0.2, 0.2, 0.2, 9.0, 9.0, 9.0, 9.0)]))
+    for index in range(0, draw(st.integers(1, 11)) * every, every):
+        loss = {"loss": losses[index // every % len(losses)]} if losses else {}
         measured = [
             Measurement(
                 metric=metric,
@@ -67,14 +80,16 @@ def histories(
             )
             for metric, value in values.items()
         ]
-        history.append(report_of(step_of(1500 + index, **step), measured, history.model))
+        history.append(
+            report_of(step_of(1500 + index, **{**loss, **step}), measured, history.model)
+        )
     return history
 
 
 def rules(target: float | None) -> list[Rule]:
     return [
-        LearningRate(target), BatchSize(target), Dropout(target), TrainingLength(target),
-        DataScale(), Reliability(0.05),
+        LearningRate(target), BatchSize(target), Momentum(), Dropout(target),
+        TrainingLength(target), DataScale(), Reliability(0.05),
     ]  # fmt: skip
 
 
@@ -100,7 +115,7 @@ def test_whatever_was_measured_the_advice_is_usable(
     stationarity_inputs: Mapping[str, float],
     noise_scale_inputs: Mapping[str, float],
 ) -> None:
-    usual = {**stationarity_inputs, **noise_scale_inputs, **MASKS}
+    usual = {**stationarity_inputs, **noise_scale_inputs, **MASKS, **CURVED}
     history = data.draw(histories(report_of, step_of, usual))
     advice = [item for rule in rules(target) for item in rule.advise(history)]
     check(advice)

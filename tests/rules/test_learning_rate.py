@@ -139,37 +139,13 @@ def test_silent_on_a_verdict_of_other_settings(
 # --- the edge of stability -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("trend", [-3.0, 0.0])
 @pytest.mark.parametrize("beyond", [0.0, 0.3])
-def test_at_the_edge_of_stability_nothing_but_the_largest_step_with_a_guarantee(
-    beyond: float, history_of: Histories, stationarity: Values
+def test_at_the_edge_of_stability_there_is_nothing_to_say(
+    beyond: float, trend: float, history_of: Histories, stationarity: Values
 ) -> None:
     edge = {"smoothness": 6.6 if beyond else 6.2, "edge_share": 0.4, "beyond_edge": beyond}
-    found = only(LearningRate(), history_of(stationarity(0.5, **edge)))
-    assert found.proposed == pytest.approx(1 / edge["smoothness"])
-    assert (found.direction, found.severity) == ("down", "info")
-    assert "40%" in found.reason
-
-
-def test_at_the_edge_the_other_silences_remain(history_of: Histories, stationarity: Values) -> None:
-    edge = {"smoothness": 6.6, "edge_share": 0.4, "beyond_edge": 0.3}
-    for silence in SILENCES.values():
-        assert silent(history_of(stationarity(0.5, **{**edge, **silence})))
-
-
-def test_with_momentum_the_edge_is_elsewhere(history_of: Histories, stationarity: Values) -> None:
-    edge = {"smoothness": 6.2, "edge_share": 0.4, "momentum": 0.5}
-    assert silent(history_of(stationarity(0.5, **edge), momentum=0.5, lrs=(0.15,)))
-
-
-def test_secants_of_small_batches_are_no_edge(history_of: Histories, stationarity: Values) -> None:
-    edge = {"smoothness": 6.6, "edge_share": 0.4, "beyond_edge": 0.3, "smoothness_is_secant": 1.0}
-    assert silent(history_of(stationarity(0.5, **edge)))
-
-
-def test_a_tenth_of_the_steps_at_the_edge_is_no_edge(
-    history_of: Histories, stationarity: Values
-) -> None:
-    assert silent(history_of(stationarity(0.5, smoothness=6.6, edge_share=0.1, beyond_edge=0.1)))
+    assert silent(history_of(stationarity(0.5, **edge, loss_trend=trend)))
 
 
 # --- too few steps -------------------------------------------------------------------------------
@@ -370,7 +346,7 @@ def changed(
     def build(
         new: int = 512, scale: float = 100.0, *, curvature: float = 0.0, kept: int = 12,
         odd: Sequence[int] = (),
-        clipped: float = 0.0, curvature_of: str = "sharpness",
+        clipped: float = 0.0, curvature_of: str = "sharpness", error: float = 0.01,
         first: Sequence[Measurement] = (), model: ModelInfo | None = None,
         after: dict[str, object] | None = None,
         **settings: object,
@@ -382,7 +358,7 @@ def changed(
             step = {**settings, "batch_size": 64 if old else new, **({} if old else after or {})}
             step |= {"batch_size": 17} if index in odd else {}
             values = [noise_scale(scale, batch_size=float(new), clipped_share=clipped)]
-            values += [value_of(curvature_of, curvature)] if curvature else []
+            values += [value_of(curvature_of, curvature, error * curvature)] if curvature else []
             values += first if index == 0 else []
             history.append(report_of(step_of(index * 10, **step), values, history.model))
         return history
@@ -428,6 +404,29 @@ def test_not_raised_beyond_where_the_ratio_rule_ends(changed: Histories) -> None
 def test_a_secant_allows_half_of_it(changed: Histories) -> None:
     found = only(LearningRate(), changed(scale=1e5, curvature=4.0, curvature_of="smoothness"))
     assert found.proposed == pytest.approx(0.5 / 4)
+
+
+def test_a_sharpness_that_has_not_converged_limits_nothing(changed: Histories) -> None:
+    usual = only(LearningRate(), changed(scale=1e5)).proposed
+    for curvature, error in ((4.0, 0.06), (-4.0, -0.01)):
+        found = only(LearningRate(), changed(scale=1e5, curvature=curvature, error=error))
+        assert found.proposed == usual
+        assert "not measured" in found.reason
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.5, 0.8 * 0.1 / 0.5), (0.9, None)])
+def test_adam_is_not_raised_beyond_its_threshold(
+    ratio: float, expected: float | None, changed: Histories,
+    curvature_of: Callable[..., list[Measurement]],
+) -> None:  # fmt: skip
+    history = changed(scale=1e9, optimizer="AdamW", momentum=None, betas=(0.9, 0.999))
+    assert only(LearningRate(), history).proposed == pytest.approx(0.1 * 8**0.5)
+    newest = history[-1]
+    readings = curvature_of(newest.info, ratio)
+    history.replace_newest(replace(newest, measurements=(*newest.measurements, *readings)))
+    assert [item.proposed for item in LearningRate().advise(history)] == (
+        [] if expected is None else [pytest.approx(expected)]
+    )
 
 
 def test_not_lowered_to_more_than_nine_tenths_of_the_stability_threshold(

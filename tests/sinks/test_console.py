@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradwatch.records import Measurement, ModelInfo, Recommendation, Report, RunInfo
+from gradwatch.records import Measurement, ModelInfo, ProbeUse, Recommendation, Report, RunInfo
 from gradwatch.sinks import ConsoleSink
 
 STEEP = Recommendation(
@@ -115,3 +115,34 @@ def test_a_terminal_without_the_characters_still_shows_the_line() -> None:
     terminal = io.TextIOWrapper(received, encoding="ascii", newline="\n")
     ConsoleSink(terminal).write(advised(50, STEEP))
     assert b"0.1 -> 0.05 P?/L. It is too steep.\n" in received.getvalue()
+
+
+def probed(step: int, share: float = 0.019, **next_steps: int) -> Report:
+    return Report(step=step, probes=ProbeUse(share=share, budget=0.02, next_steps=next_steps))
+
+
+def test_what_probes_cost_is_said_again_once_all_that_was_said_has_come() -> None:
+    lines = written(
+        probed(50, Sharpness=120, GradientNoise=70),
+        probed(100, Sharpness=120, GradientNoise=170),
+        probed(150, share=0.02, Sharpness=420, GradientNoise=170),
+    )
+    assert lines == [
+        "step 50",
+        "  probes: 1.9 % of the time (budget 2 %); next: Sharpness about step 120, "
+        "GradientNoise about step 70",
+        "step 100",
+        "step 150",
+        "  probes: 2 % of the time (budget 2 %); next: Sharpness about step 420, "
+        "GradientNoise about step 170",
+    ]
+
+
+def test_a_second_run_hears_of_the_probes_again() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(stream)
+    for _ in range(2):
+        sink.open(RunInfo(model=ModelInfo()))
+        sink.write(probed(50, Sharpness=120))
+        sink.close()
+    assert stream.getvalue().count("probes: ") == 2

@@ -1,0 +1,207 @@
+"""An instability by gradient noise: one knob, and which one."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradwatch.records import History, Measurement, ModelInfo, Recommendation
+from gradwatch.rules import BatchSize, LearningRate, Momentum, TrainingLength
+from gradwatch.rules.loss_course import LossCourse
+from gradwatch.rules.noise_instability import NoiseInstability
+from gradwatch.theory.break_even import largest_learning_rate, smallest_batch_size
+
+Histories = Callable[..., History]
+Values = Callable[..., Measurement]
+
+
+def rising(step: int) -> float:
+    return 0.2 * 1.001 ** (step - 1000) * (1.01 if step % 2 else 0.99)
+
+
+def steep(step: int) -> float:
+    return 0.2 * 1.01 ** (step - 1000)
+
+
+def flat(step: int) -> float:
+    return 0.2 * (1.01 if step % 3 else 0.99)
+
+
+# sharpness 10, variance over the examples 400
+LR = {0.9: 0.1, 0.0: 0.1}
+
+
+def ratios(momentum: float, size: int) -> tuple[float, float]:
+    """r and its like under the noise at these settings."""
+    lr = LR[momentum]
+    return tuple(
+        lr / largest_learning_rate(10, variance, size, momentum=momentum) for variance in (0, 400)
+    )  # type: ignore[return-value]
+
+
+@pytest.fixture
+def noisy(curved_run: Histories) -> Histories:
+    def build(
+        momentum: float = 0.9,
+        size: int = 8,
+        losses: Callable[[int], float | None] = rising,
+        *,
+        readings: int = 4,
+        noise_inputs: Mapping[str, float] | None = None,
+        ratio: float | None = None,
+        noise_ratio: float | None = None,
+        **changes: Any,
+    ) -> History:
+        lr = LR[momentum]
+        plain, noise = ratios(momentum, size)
+        limit = smallest_batch_size(lr, 10, 400, momentum=momentum)
+        return curved_run(
+            [plain if ratio is None else ratio] * readings,
+            losses,
+            noise=[noise if noise_ratio is None else noise_ratio] * readings,
+            noise_inputs={"batch_size_limit": limit, **(noise_inputs or {})},
+            **{"momentum": momentum, "lrs": (lr,), "batch_size": size, **changes},
+        )
+
+    return build
+
+
+def advice(history: History) -> list[Recommendation]:
+    rules = (Momentum(), BatchSize(), LearningRate(), TrainingLength())
+    return [item for rule in rules for item in rule.advise(history)]
+
+
+def test_a_large_momentum_is_what_makes_small_batches_unstable(noisy: Histories) -> None:
+    plain, noise = ratios(0.9, 8)
+    assert plain < 1
+    assert noise > 1.2
+    (found,) = advice(noisy())
+    assert (found.knob, found.direction, found.severity) == ("momentum", "down", "advice")
+    assert found.current == 0.9
+    assert found.proposed is not None
+    limit = largest_learning_rate(10, 400, 8, momentum=found.proposed)
+    assert 0.1 / limit == pytest.approx(0.8)
+    for printed in ("gradient noise", "multiplies the noise by 19", "minimum in common", "rough"):
+        assert printed in found.reason
+    assert "batch size 34 or learning rate" in found.reason  # 1.25 x 27.14, rounded up
+
+
+def test_without_momentum_the_batch(noisy: Histories) -> None:
+    plain, noise = ratios(0.0, 1)
+    assert plain < 1
+    assert noise > 1.2
+    (found,) = advice(noisy(0.0, 1))
+    assert (found.knob, found.direction, found.unit) == ("batch_size", "up", "sample")
+    assert (found.current, found.proposed) == (1, 5)  # 4 is at the limit
+    assert "momentum" not in found.reason
+    assert "learning rate" in found.reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_inputs": {"batch_size_limit": math.nan}},
+        {"noise_inputs": {"batch_size_limit": math.inf}},
+        {"model": ModelInfo(train_size=10)},
+    ],
+)
+def test_where_no_batch_helps_the_learning_rate(changes: dict[str, Any], noisy: Histories) -> None:
+    (found,) = advice(noisy(0.0, 1, **changes))
+    assert (found.knob, found.direction) == ("learning_rate", "down")
+    assert found.proposed == pytest.approx(0.8 * largest_learning_rate(10, 400, 1))
+
+
+def test_a_momentum_that_alone_cannot_help_is_left(noisy: Histories) -> None:
+    # without any momentum the noise is still too much
+    (found,) = advice(noisy(noise_ratio=19.0, noise_inputs={"batch_size_limit": 500.0}))
+    assert found.knob == "batch_size"
+
+
+SILENCES: dict[str, dict[str, Any]] = {
+    "a flat loss": {"losses": flat},
+    "an unknown loss": {"losses": lambda step: None},
+    "two readings": {"readings": 2},
+    "two of these settings": {"noise_inputs": {"readings": 2.0}},
+    "a ratio of 1.19": {"noise_ratio": 1.19},
+    "a ratio that one error of the variance explains": {"noise_ratio": 1.4, "ratio": 0.3},
+    "a ratio within its standard error": {"noise_ratio": 2.7, "noise_error": 0.86},
+    "an unconverged sharpness": {"inputs": {"relative_error": 0.06}},
+    "clipping": {"inputs": {"clipped_share": 0.21}},
+    "several learning rates": {"inputs": {"groups_differ": 1.0}},
+    "another batch size": {"noise_inputs": {"batch_size": 16.0}},
+    "an unknown batch size": {"noise_inputs": {"batch_size": math.nan}},
+    "readings that share their window": {"every": 10, "losses": steep},
+    "curvature that is too much by itself": {"ratio": 1.0},
+}
+
+
+@pytest.mark.parametrize("why", SILENCES)
+def test_silent_for(why: str, noisy: Histories) -> None:
+    assert advice(noisy(**SILENCES[why])) == []
+    assert advice(noisy()) != []
+
+
+def test_curvature_that_is_unstable_by_itself_is_no_matter_of_noise(noisy: Histories) -> None:
+    (found,) = advice(noisy(ratio=1.5))
+    assert found.knob == "learning_rate"
+    assert "noise" not in found.reason
+
+
+def test_a_run_that_started_beyond_the_threshold_hears_of_that_alone(noisy: Histories) -> None:
+    def losses(step: int) -> float:
+        return 2.3 if step == 0 else 9.0 * 1.001**step
+
+    def knobs(first: float) -> list[str]:
+        inputs = {"first_sharpness": first}
+        return [item.knob for item in advice(noisy(losses=losses, begin=0, inputs=inputs))]
+
+    assert knobs(50.0) == ["learning_rate"]
+    assert knobs(5.0) == ["momentum"]
+
+
+def test_while_noise_makes_it_unstable_nothing_else_is_said_of_it(
+    noisy: Histories, noise_scale: Values, stationarity: Values
+) -> None:
+    def others(_: object) -> list[Measurement]:
+        return [noise_scale(900.0), stationarity()]
+
+    assert [item.knob for item in advice(noisy(others=others))] == ["momentum"]
+    assert [item.knob for item in advice(noisy(0.0, 1, others=others))] == ["batch_size"]
+
+
+@given(
+    curvature=st.floats(0.01, 0.99),
+    noise=st.floats(1.2, 30.0),
+    momentum=st.floats(0.5, 0.99),
+)
+def test_the_momentum_that_is_proposed_is_the_largest_stable_one(
+    curvature: float, noise: float, momentum: float
+) -> None:
+    course = LossCourse(
+        first=2.3, older=0.2, newer=0.3, newer_error=0.0, change_error=0.0, largest=0.3,
+        middle=0.2, count=20, blown_up=False, trend=0.0,
+    )  # fmt: skip
+    value = Measurement(
+        metric="noise_stability_ratio", scope="model", step=1, value=curvature + noise
+    )
+    state = NoiseInstability(
+        measurement=value, ratio=curvature, course=course, learning_rate=0.1, momentum=momentum,
+        batch_size=8.0, train_size=None,
+    )  # fmt: skip
+
+    def ratio_at(beta: float) -> float:
+        """From lr (l² + k s² (1+b)/(1-b))/(2 (1+b) l), of which curvature and noise are known."""
+        flat = curvature * (1 + momentum) / (1 + beta)
+        return flat + noise * (1 - momentum) / (1 - beta)
+
+    found = state.stable_momentum
+    if math.isnan(found):
+        # none that is smaller and at 0.8
+        assert all(ratio_at(momentum * part / 100) > 0.8 for part in range(100))
+        return
+    assert ratio_at(found) == pytest.approx(0.8)
+    middle = [found + (momentum - found) * part / 100 for part in range(1, 101)]
+    assert all(ratio_at(beta) > 0.8 for beta in middle)
