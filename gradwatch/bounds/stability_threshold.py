@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from gradwatch.interfaces import Bound
 from gradwatch.records import MODEL, Interval, Measurement, ModelInfo, StepInfo
-from gradwatch.theory.break_even import Threshold, settled_step, threshold_of
+from gradwatch.theory.break_even import Threshold, settled_step, stands_for_all, threshold_of
 
 BROKEN: Final = 1.2
 """Ratio to the threshold up to which a sharpness hovers about it; a loss may fall all the same."""
@@ -29,7 +29,8 @@ class StabilityThreshold(Bound):
     nothing is wrong, beyond that it is violated. A violation that lasts while the loss rises is
     divergence; on the way from a start that is too sharp it is passed through with a falling loss.
 
-    Undecided without a known threshold, where the eigenvalue has not converged to 5 %, where the
+    Undecided above the threshold if the curvature is that of less than 128 examples, which is too
+    large; without a known threshold, where the eigenvalue has not converged to 5 %, where the
     gradient of the step was clipped, and where the preconditioner is not settled yet. An eigenvalue
     of 0 or less holds: there is no curvature to be unstable along.
 
@@ -69,7 +70,7 @@ class StabilityThreshold(Bound):
         return Interval(
             upper=threshold.value,
             kind="law",
-            undecided=because or _beyond(measurement.value, threshold.value),
+            undecided=because or _beyond(measurement, threshold.value, model),
         )
 
 
@@ -109,5 +110,13 @@ def _imprecise(measurement: Measurement, threshold: float) -> str:
     return ""
 
 
-def _beyond(value: float, threshold: float) -> str:
-    return AT_THE_EDGE if threshold < value <= BROKEN * threshold else ""
+def _beyond(measurement: Measurement, threshold: float, model: ModelInfo) -> str:
+    if not measurement.value > threshold:
+        return ""
+    examples = measurement.inputs.get("examples", math.nan)
+    if not stands_for_all(examples, model.train_size):
+        return (
+            f"it is the curvature of {examples:.0f} examples, which is larger than that of all; "
+            "give the watch a probe_batch of some hundred"
+        )
+    return AT_THE_EDGE if measurement.value <= BROKEN * threshold else ""

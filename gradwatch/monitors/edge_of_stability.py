@@ -20,7 +20,7 @@ from gradwatch.monitors.noise_stability import (
 from gradwatch.monitors.steady_means import SteadyMeans
 from gradwatch.numerics.reading import Reading
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
-from gradwatch.theory.break_even import Threshold, settled_step, threshold_of
+from gradwatch.theory.break_even import Threshold, settled_step, stands_for_all, threshold_of
 
 PLAIN: Final = "sharpness"
 PRECONDITIONED: Final = "preconditioned_sharpness"
@@ -52,7 +52,8 @@ class EdgeOfStability(Monitor):
     batch size. It assumes that the losses of all examples have a common minimum.
 
     `break_even_step` is the step of the first reading that was at 0.97 of the threshold or above,
-    or at the limit of the noise, for certain. It is repeated with each reading after that.
+    or at the limit of the noise, for certain, and of 128 examples at least: fewer curve more than
+    all data. It is repeated with each reading after that.
 
     The means begin anew with another optimizer, or if between two readings the threshold or the
     gain `1/(1 - momentum)` changes by more than 5 %; that of `s²` also with another usual batch
@@ -173,7 +174,8 @@ class EdgeOfStability(Monitor):
         noise = None if variance is None else self._noise(step, newest, variance, model)
         if noise is not None:
             yield noise
-        if not self._break_even:
+        enough = stands_for_all(newest.inputs.get("examples", math.nan), model.train_size)
+        if enough and not self._break_even:
             self._break_even = self._reached(step, newest, threshold, noise)
         if self._break_even:
             yield self._break_even_step(step)
@@ -194,6 +196,7 @@ class EdgeOfStability(Monitor):
             "readings": self._means.sharpness.count,
             "clipped_share": sum(seen) / len(seen) if seen else math.nan,
             "groups_differ": float(len(set(step.lrs)) > 1),
+            "examples": newest.inputs.get("examples", math.nan),
             **unknown,
             **self._first,
         }

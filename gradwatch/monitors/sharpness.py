@@ -13,6 +13,7 @@ from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import StepView
 from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Monitor
+from gradwatch.monitors.smoothness import FINITE_DIFFERENCES
 from gradwatch.numerics.lanczos import Extremes, cold_start, extreme_eigenpairs
 from gradwatch.numerics.reading import Reading
 from gradwatch.numerics.running import reading_of
@@ -55,8 +56,14 @@ class Sharpness(Monitor):
     By the Lanczos iteration: the first probe makes `products` products with the Hessian, each about
     two gradients, the others follow the eigenvectors that they know with as many as the last one
     needed and one more, and every tenth begins anew. Several ranks always make all. The standard
-    errors are estimates from the residuals, see `gradwatch.numerics.tridiagonal`. `sharpness_products` says how many products
-    were needed for an error of 0.1 %; one more than were made if it is larger.
+    errors are estimates from residuals, see `gradwatch.numerics.tridiagonal`. `sharpness_products`
+    is how many products it took until the error of `sharpness` was 0.1 %, one more than were made
+    if it is larger.
+
+    With `finite_differences` a product is the difference of two gradients, for models that have no
+    second derivative, such as those with an external attention kernel. It is valid for smooth
+    networks only, not with ReLU. The values are labelled so, have no standard errors and no
+    verdicts, and nothing is recommended on them; `sharpness_variance` is left out.
 
     Memory: `products` + 2 copies of the parameters and the graph of a gradient, during a probe;
     one copy (two for the preconditioned one) between probes. FSDP2 makes the whole model on each
@@ -64,9 +71,11 @@ class Sharpness(Monitor):
 
     Args:
         products: the most products of the Hessian with a vector in a probe, for each of the two.
+        finite_differences: of gradients instead of second derivatives; see above.
 
     Raises:
-        ConfigError: if `products` is no whole number of at least 2.
+        ConfigError: if `products` is no whole number of at least 2, or `finite_differences` is
+            neither True nor False.
 
     References:
         Lanczos 1950; Cohen et al. 2021, arXiv:2103.00065 (sharpness); Cohen et al. 2022,
@@ -77,12 +86,17 @@ class Sharpness(Monitor):
     probed = (*_ESTIMATES, *map("{}_error".format, _ESTIMATES), "sharpness_products")
     probe_cost: ClassVar[float] = 25.0
 
-    def __init__(self, products: int = 20) -> None:
+    def __init__(self, products: int = 20, *, finite_differences: bool = False) -> None:
         if isinstance(products, bool) or not isinstance(products, int) or products < FEWEST:
             raise ConfigError(
                 f"products must be a whole number of at least {FEWEST}, got {products!r}"
             )
+        if not isinstance(finite_differences, bool):
+            raise ConfigError(
+                f"finite_differences must be True or False, got {finite_differences!r}"
+            )
         self.products = products
+        self.finite_differences = finite_differences
         self._next = products
         self._probes = 0
         self._vectors: dict[str, list[Tensor]] = {}
@@ -103,12 +117,13 @@ class Sharpness(Monitor):
         self._probes += 1
         ranks = 1 if view.sums is None else view.sums.ranks
         self._inputs = {"examples": float(ranks * view.any.examples)}
-        with view.curvature(view.any) as curvature:
+        differences = self.finite_differences
+        with view.curvature(view.any, finite_differences=differences) as curvature:
             plain = self._extremes(_PLAIN, curvature.product, curvature, view)
             found = _numbers(plain)
             if view.preconditioned:
                 found |= self._preconditioned(curvature, view)
-            else:
+            elif not differences:
                 found |= _variance(curvature, plain.largest.vector, view)
         return found
 
@@ -117,9 +132,14 @@ class Sharpness(Monitor):
         probed = view.probed
         for metric, unit in _UNITS.items():
             if metric in probed:
-                error = probed[f"{metric}_error"]
+                differences = self.finite_differences
                 yield Reading(
-                    metric, probed[metric], unit=unit, standard_errors=error, inputs=self._inputs
+                    metric,
+                    probed[metric],
+                    unit=unit,
+                    standard_errors=None if differences else probed[f"{metric}_error"],
+                    source=FINITE_DIFFERENCES if differences else "",
+                    inputs=self._inputs,
                 )
         if "sharpness_products" in probed:
             yield Reading("sharpness_products", probed["sharpness_products"])

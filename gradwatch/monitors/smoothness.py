@@ -24,6 +24,8 @@ KEPT: Final = 20
 """Older secants are of a curvature that the path has left."""
 SECANTS: Final = f"largest of the newest {KEPT} secants"
 SHARPNESS: Final = "largest eigenvalue of the Hessian"
+FINITE_DIFFERENCES: Final = "finite differences"
+"""Source of a sharpness that may be far off."""
 LARGEST_ERROR: Final = 0.05
 """Of a sharpness, relative."""
 
@@ -123,6 +125,8 @@ def _examples(view: ProbeView) -> int:
 def _is_known(sharpness: Measurement) -> bool:
     """An eigenvalue that has not been found, or that is negative, is no smoothness."""
     error = sharpness.standard_error or 0.0
+    if sharpness.source == FINITE_DIFFERENCES:
+        return False
     return sharpness.value > 0 and error <= LARGEST_ERROR * sharpness.value
 
 

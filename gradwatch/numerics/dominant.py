@@ -51,15 +51,36 @@ def dominant_vectors(matrices: Tensor) -> Tensor:
         >>> dominant_vectors(torch.diag(torch.tensor([2.0, 1.0]))[None])
         tensor([[1., 0.]])
     """
-    tiny = torch.finfo(matrices.dtype).tiny
-    power = matrices
-    for _ in range(ROUNDS):
-        trace = torch.diagonal(power, dim1=1, dim2=2).sum(1)
-        power = power / trace.clamp_min(tiny)[:, None, None]
-        for _ in range(SQUARINGS):
-            power = power @ power
+    power = dominant_projectors(matrices)
     # All columns are multiples of the eigenvector; the one of its largest entry is the best.
     place = torch.diagonal(power, dim1=1, dim2=2).argmax(1)
     column = power.gather(2, place[:, None, None].expand(-1, power.shape[1], 1)).squeeze(2)
     length: Tensor = torch.linalg.vector_norm(column, dim=1)
-    return column / length.clamp_min(tiny)[:, None]
+    return column / length.clamp_min(torch.finfo(matrices.dtype).tiny)[:, None]
+
+
+def dominant_projectors(matrices: Tensor) -> Tensor:
+    """The projectors on the eigenvectors of the largest eigenvalues, over their number.
+
+    Args:
+        matrices: (m, k, k), symmetric and positive semidefinite.
+
+    Returns:
+        (m, k, k) of trace 1; zeros for a matrix of zeros.
+
+    Example:
+        >>> dominant_projectors(torch.eye(2)[None])
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.5000]]])
+    """
+    power = _of_trace_one(matrices)
+    for _ in range(ROUNDS):
+        for _ in range(SQUARINGS):
+            power = power @ power
+        power = _of_trace_one(power)
+    return power
+
+
+def _of_trace_one(matrices: Tensor) -> Tensor:
+    trace = torch.diagonal(matrices, dim1=1, dim2=2).sum(1)
+    return matrices / trace.clamp_min(torch.finfo(matrices.dtype).tiny)[:, None, None]

@@ -9,14 +9,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from gradwatch.numerics.dominant import dominant_projectors
+
 FEWEST: Final = 4
 """Fewer gradients say nothing about the largest eigenvalue."""
 
 MOST: Final = 64
 """More are added up in groups, so that the Gram matrix stays small."""
-
-SQUARINGS: Final = 40
-"""Relative gaps from 1e-10 on are resolved."""
 
 
 def covariance_estimate(contributions: Tensor, weights: Tensor, examples: float) -> Tensor:
@@ -67,7 +66,7 @@ def covariance_estimate(contributions: Tensor, weights: Tensor, examples: float)
 
 
 def dominant(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalue of a small positive semidefinite matrix, by repeated squaring.
+    """The largest eigenvalue of a small positive semidefinite matrix, see `dominant_projectors`.
 
     Args:
         matrix: (n, n), symmetric, without negative eigenvalues.
@@ -80,13 +79,9 @@ def dominant(matrix: Tensor) -> tuple[Tensor, Tensor]:
         >>> dominant(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
         (tensor(2.), tensor([1., 0.]))
     """
-    smallest = torch.finfo(matrix.dtype).tiny
-    power = matrix / matrix.trace().clamp_min(smallest)
-    for _ in range(SQUARINGS):
-        power = power @ power
-        power = power / power.trace().clamp_min(smallest)
-    # Of trace 1 now, so that this is the quotient of Rayleigh.
-    return (matrix * power).sum(), power.diagonal()
+    (projector,) = dominant_projectors(matrix[None])
+    # Of trace 1, so that this is the quotient of Rayleigh.
+    return (matrix * projector).sum(), projector.diagonal()
 
 
 def _wide(device: torch.device) -> torch.dtype:

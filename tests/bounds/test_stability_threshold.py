@@ -14,14 +14,20 @@ ADAM = {"optimizer": "Adam", "momentum": None, "betas": (0.9, 0.999), "step": 10
 
 def judge(
     value: float, *, metric: str = "sharpness", error: float | None = 0.0, scope: str = "model",
-    **settings: Any,
+    examples: float | None = None, train_size: int | None = None, **settings: Any,
 ) -> Verdict | None:  # fmt: skip
     bound = StabilityThreshold(metric)  # type: ignore[arg-type]
     facts = {"step": 5, "lrs": (0.1,), "optimizer": "SGD", "momentum": 0.0, **settings}
     measurement = Measurement(
-        metric=metric, scope=scope, step=5, value=value, standard_error=error, unit="L/P²"
+        metric=metric,
+        scope=scope,
+        step=5,
+        value=value,
+        standard_error=error,
+        unit="L/P²",
+        inputs={} if examples is None else {"examples": examples},
     )
-    interval = bound.interval(measurement, StepInfo(**facts), ModelInfo())
+    interval = bound.interval(measurement, StepInfo(**facts), ModelInfo(train_size=train_size))
     if interval is None:
         return None
     return Verdict.of(measurement, interval, bound="StabilityThreshold", source=bound.source)
@@ -56,6 +62,28 @@ def test_the_sharpness_of_sgd(settings: dict[str, Any], threshold: float) -> Non
         assert edge.status == "undecided"
         assert "normal" in edge.because
     assert decided(1.21 * threshold, **settings).status == "violated"
+
+
+@pytest.mark.parametrize(
+    ("examples", "train_size", "status"),
+    [
+        (32.0, None, "undecided"),
+        (127.0, 50_000, "undecided"),
+        (128.0, 50_000, "violated"),
+        (32.0, 32, "violated"),
+        (31.0, 32, "undecided"),
+    ],
+)
+def test_few_examples_curve_more_than_all(
+    examples: float, train_size: int | None, status: str
+) -> None:
+    found = decided(30.0, examples=examples, train_size=train_size)
+    assert found.status == status
+    if status == "undecided":
+        assert f"the curvature of {examples:.0f} examples" in found.because
+        assert "probe_batch" in found.because
+    below = decided(19.0, examples=examples, train_size=train_size)
+    assert below.status == "holds", "that of all is even lower"
 
 
 def test_a_violation_survives_the_largest_error_that_counts_as_converged() -> None:

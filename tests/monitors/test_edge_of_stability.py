@@ -23,11 +23,22 @@ Check = Callable[[Callable[[], Monitor], Sequence[str]], None]
 
 
 def reading(
-    metric: str, value: float, *, relative: float | None = 0.001, unit: str = "L/P²"
+    metric: str,
+    value: float,
+    *,
+    relative: float | None = 0.001,
+    unit: str = "L/P²",
+    examples: float = 512.0,
 ) -> Measurement:
     error = None if relative is None else relative * abs(value)
     return Measurement(
-        metric=metric, scope="model", step=0, value=value, unit=unit, standard_error=error
+        metric=metric,
+        scope="model",
+        step=0,
+        value=value,
+        unit=unit,
+        standard_error=error,
+        inputs={"examples": examples},
     )
 
 
@@ -81,6 +92,7 @@ def test_the_first_reading(run: Start) -> None:
         "readings": 1.0,
         "clipped_share": 0.0,
         "groups_differ": 0.0,
+        "examples": 512.0,
         "first_sharpness": 5.0,
         "first_step": 7.0,
         "first_learning_rate": 0.1,
@@ -366,6 +378,14 @@ def test_the_first_reading_at_the_threshold_is_kept(run: Start) -> None:
     assert math.isnan(reached.inputs["noise_ratio"])
     assert reached.source == later.source == "the sharpness reached the stability threshold"
     assert told([], number=400) == {}
+
+
+def test_few_examples_are_no_break_even_unless_they_are_all(run: Start) -> None:
+    few = sharp(30.0, examples=32.0)
+    assert "break_even_step" not in run(lrs=(0.1,), train_size=60_000)(few)
+    found = run(lrs=(0.1,), train_size=32)(few)
+    assert "break_even_step" in found
+    assert found["stability_ratio"].inputs["examples"] == 32.0
 
 
 def test_a_run_that_begins_above_says_so(run: Start) -> None:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 import gradwatch
 from gradwatch.capture.probe.batch import LastBatch
@@ -20,6 +21,7 @@ from gradwatch.capture.probe.undisturbed import undisturbed
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.errors import ConfigError
 from gradwatch.interfaces import Monitor
+from gradwatch.monitors.edge_of_stability import EdgeOfStability
 from gradwatch.monitors.sharpness import ANEW, FEWEST, Sharpness
 from gradwatch.records import Measurement, ModelInfo, StepInfo
 
@@ -376,3 +378,79 @@ def test_in_a_watch_its_values_have_errors_and_units() -> None:
     assert told["sharpness_variance"].unit == "L²/P⁴"
     for metric in ("sharpness", "smallest_eigenvalue", "sharpness_variance"):
         assert told[metric].standard_error is not None
+
+
+# --- Without second derivatives ----------------------------------------------------------------
+
+
+class Once(torch.autograd.Function):
+    """A square whose derivative cannot be differentiated."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        context.save_for_backward(values)
+        return values.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (values,) = context.saved_tensors
+        return torch.as_tensor(2 * values * gradient)
+
+
+class OnceQuadratic(Quadratic):
+    @override
+    def forward(self, curvatures: Tensor) -> Tensor:
+        squares: Tensor = Once.apply(self.weight)  # type: ignore[no-untyped-call]
+        return (curvatures * squares).sum(1).mean() / 2
+
+
+def watched(model: nn.Module, monitor: Sharpness) -> gradwatch.Watch:
+    batch = torch.tensor([[2.0, -1.0]] * 4).double()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    watch = gradwatch.watch(
+        model,
+        optimizer,
+        monitors=[monitor, EdgeOfStability()],
+        every_n_steps=1,
+        log_every_n_steps=1,
+        budget=None,
+        loss_fn=lambda module, given: module(given),
+    )
+    for _ in range(4):
+        model(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    watch.close()
+    return watch
+
+
+def test_finite_differences_need_none_and_decide_nothing() -> None:
+    without = watched(OnceQuadratic(), Sharpness())
+    (failure,) = without.failures.values()
+    assert "Sharpness(finite_differences=True)" in failure
+    watch = watched(OnceQuadratic(), Sharpness(finite_differences=True))
+    assert not watch.failures
+    told = {item.metric: item for item in watch.summary().measurements}
+    assert told["sharpness"].value == pytest.approx(2.0, rel=1e-6)
+    assert told["smallest_eigenvalue"].value == pytest.approx(-1.0, rel=1e-6)
+    assert told["sharpness"].source == "finite differences"
+    assert told["sharpness"].standard_error is None
+    assert "sharpness_variance" not in told
+    assert {item.status for item in watch.summary().verdicts} == {"undecided"}
+
+
+def test_finite_differences_draw_the_same_masks(probe: Probe) -> None:
+    model = net()
+    model.insert(1, nn.Dropout(0.5))
+    exact, differences = (
+        probe(Sharpness(finite_differences=given), model, data()) for given in (False, True)
+    )
+    # The exact one draws its masks once and so do the differences, perhaps others.
+    assert 0.2 < float(differences["sharpness"] / exact["sharpness"]) < 5
+
+
+@pytest.mark.parametrize("given", [1, None, "yes"])
+def test_finite_differences_are_on_or_off(given: Any) -> None:
+    with pytest.raises(ConfigError, match="finite_differences must be True or False, got"):
+        Sharpness(finite_differences=given)

@@ -148,6 +148,8 @@ def test_readings_50_steps_apart_count_each(curved_run: Histories) -> None:
 def test_gradient_noise_that_is_known_lowers_the_limit(curved_run: Histories) -> None:
     known = curved_run([1.5] * 4, rising, noise=[2.0] * 4)
     assert only(known).proposed == pytest.approx(0.8 * 0.1 / 2.0)
+    newest = curved_run([1.5] * 4, rising, noise=[4.0, 4.0, 4.0, 2.0])
+    assert only(newest).proposed == pytest.approx(0.8 * 0.1 / 2.0)
     lower = curved_run([1.5] * 4, rising, noise=[1.0] * 4)
     assert only(lower).proposed == pytest.approx(0.8 * 0.1 / 1.5)
 

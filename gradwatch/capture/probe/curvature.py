@@ -7,6 +7,7 @@ from torch import Tensor
 from gradwatch.capture.joint_sums import JointSums
 from gradwatch.capture.probe.objective import Objective
 from gradwatch.capture.probe.preconditioner import Preconditioner
+from gradwatch.numerics.finite_difference import FiniteDifference
 from gradwatch.numerics.hvp import Hessian
 from gradwatch.numerics.noise import inner_product
 
@@ -31,7 +32,7 @@ class Curvature:
 
     def __init__(
         self,
-        hessian: Hessian,
+        hessian: Hessian | FiniteDifference,
         sums: JointSums | None,
         objective: Objective,
         parameters: Mapping[str, Tensor],

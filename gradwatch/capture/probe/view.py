@@ -1,6 +1,6 @@
 """What a monitor's probe may do in one sampled step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +20,15 @@ from gradwatch.capture.probe.preconditioner import (
     has_preconditioner,
     preconditioner,
 )
+from gradwatch.capture.probe.undisturbed import same_draws
 from gradwatch.capture.probe.whole import (
     padded,
     sharded_parameters,
     whole_parameters,
     without_sharding,
 )
+from gradwatch.numerics.finite_difference import FiniteDifference
+from gradwatch.numerics.hvp import Hessian
 from gradwatch.records import ModelInfo
 
 
@@ -138,7 +141,9 @@ class ProbeView:
         return self.optimizer is not None and has_preconditioner(self.optimizer)
 
     @contextmanager
-    def curvature(self, objective: Objective) -> Iterator[Curvature]:
+    def curvature(
+        self, objective: Objective, *, finite_differences: bool = False
+    ) -> Iterator[Curvature]:
         """Gradient and Hessian of the loss by the optimized parameters, of all ranks together.
 
         Several ranks add up each gradient and each product: `joint_sums` of the monitor counts
@@ -147,6 +152,7 @@ class ProbeView:
 
         Args:
             objective: one of the two.
+            finite_differences: of gradients instead of second derivatives.
 
         Yields:
             The curvature, whose graph is kept until the block ends.
@@ -167,8 +173,12 @@ class ProbeView:
                 kind = next(iter(wanted.values())).device.type
                 stack.enter_context(torch.autocast(kind, enabled=False))
             precondition = partial(self._preconditioner, own)
-            with objective.hessian(everything, by=[*wanted.values()]) as hessian:
-                yield Curvature(hessian, sums, objective, everything, precondition)
+            if finite_differences:
+                hessian: Hessian | FiniteDifference = _differences(objective, wanted, sharded)
+            else:
+                kept = objective.hessian(everything, by=[*wanted.values()])
+                hessian = stack.enter_context(kept)
+            yield Curvature(hessian, sums, objective, everything, precondition)
 
     def _preconditioner(self, own: Mapping[str, Tensor]) -> Preconditioner | None:
         found = None if self.optimizer is None else preconditioner(self.optimizer, own)
@@ -194,3 +204,16 @@ class ProbeView:
             for name, item in named.items()
             if item.requires_grad and (held is None or canonical(name) in held)
         }
+
+
+def _differences(
+    objective: Objective, wanted: Mapping[str, Tensor], sharded: bool
+) -> FiniteDifference:
+    if sharded:
+        raise ObjectiveError("finite differences are not taken of sharded parameters")
+
+    def gradient(leaves: Sequence[Tensor]) -> list[Tensor]:
+        with same_draws(objective.model):
+            return [*objective.gradient(dict(zip(wanted, leaves, strict=True))).values()]
+
+    return FiniteDifference(gradient, [*wanted.values()])

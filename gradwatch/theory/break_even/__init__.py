@@ -37,6 +37,7 @@ from gradwatch.theory.break_even.optimizer import (
     settled_step,
     threshold_of,
 )
+from gradwatch.theory.break_even.sample import ENOUGH_EXAMPLES, stands_for_all
 from gradwatch.theory.break_even.threshold import (
     adam_threshold,
     adamw_threshold,
@@ -48,6 +49,7 @@ from gradwatch.theory.break_even.threshold import (
 )
 
 __all__ = [
+    "ENOUGH_EXAMPLES",
     "PRECONDITIONED",
     "StabilityShares",
     "Threshold",
@@ -70,6 +72,7 @@ __all__ = [
     "smallest_batch_size",
     "stability_shares",
     "stable_curvatures",
+    "stands_for_all",
     "threshold_of",
     "top_eigenvalue_bias",
 ]
