@@ -1,7 +1,8 @@
-"""The adapters' tests with the oldest supported and the newest released frameworks.
+"""Tests with other packages than the pinned ones.
 
-nox                      both ends
-nox -s adapters -- -x    with options for pytest
+nox                      all of it
+nox -s adapters -- -x    the adapters at both ends of their frameworks, with options for pytest
+nox -s oracle            the curvature against curvlinops
 """
 
 import nox
@@ -40,3 +41,17 @@ def adapters(session: nox.Session, frameworks: tuple[str, ...]) -> None:
     session.run("python", "-m", "pip", "list")
     # Old releases warn of what newer Pythons and PyTorch have deprecated since.
     session.run("python", "-m", "pytest", "-W", "default", *TESTS, *session.posargs)
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """The eigenvalues against curvlinops.
+
+    In an environment of its own: curvlinops brings a torchvision along, and where that does not fit
+    the PyTorch that is there, transformers does not import any more.
+    """
+    session.install("--constraint", "constraints.txt", "torch", "numpy", "scipy", *TOOLS)
+    session.install("--no-deps", "--editable", ".")
+    needed = ("backpack-for-pytorch", "einops", "einconv", "opt-einsum", "linear-operator", "tqdm")
+    session.install("--no-deps", "curvlinops-for-pytorch==3.0.1", "jaxtyping", "mpmath", *needed)
+    session.run("python", "-m", "pytest", "tests/numerics/test_lanczos_networks.py", *session.posargs)

@@ -1,12 +1,59 @@
-"""Recommendations and notes as Markdown, for dashboards that show text."""
+"""What a report says in words, as Markdown, for dashboards that show text."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from gradwatch.records import Recommendation
+from gradwatch.records import Measurement, Recommendation, Report
+from gradwatch.tag import Tags
 
+BREAK_EVEN: Final = "break_even_step"
+_MEANING: Final = (
+    "From about here on the steps are as large as the curvature can stand: it mostly grows no "
+    "further, and the loss falls unevenly. As long as the loss falls, that is normal."
+)
+_CONJECTURE: Final = (
+    "That a larger learning rate or a smaller batch gets here earlier, at a lower curvature, is a "
+    "conjecture of Jastrzębski et al. 2020, arXiv:2002.09572: an observation, no theorem."
+)
 _MARKDOWN: Final = re.compile(r"[\\`*_#]")
+
+
+def texts(report: Report, tags: Tags) -> dict[str, str]:
+    """All that a report says in words.
+
+    Args:
+        report: the report.
+        tags: makes the names.
+
+    Returns:
+        Markdown by tag; what this report does not speak of is left out.
+    """
+    said = {
+        tags.recommendations: recommendations(report.recommendations),
+        tags.not_measured: notes(report.notes),
+    }
+    reached = next((item for item in report.measurements if item.metric == BREAK_EVEN), None)
+    if reached is not None:
+        said[tags.break_even] = break_even(reached)
+    if report.probes is not None:
+        # When the next ones are due is news in each report, and old when it is read.
+        said[tags.probes] = str(replace(report.probes, next_steps={}))
+    return said
+
+
+def break_even(reached: Measurement) -> str:
+    """When the steps came to their edge of stability, and what that means.
+
+    Args:
+        reached: the `break_even_step`.
+
+    Returns:
+        Markdown that is the same for each reading of the same step.
+    """
+    how = f": {_plain(reached.source)}" if reached.source else ""
+    return "\n\n".join([f"**Break-even at step {reached.value:.0f}**{how}.", _MEANING, _CONJECTURE])
 
 
 def recommendations(items: Sequence[Recommendation]) -> str:

@@ -9,6 +9,8 @@
 | `gradwatch_advice/<knob>`    | 0 nothing to do, 1 advice, 2 warning                        |
 | `gradwatch/recommendations`  | text: what to change, and why                               |
 | `gradwatch/not_measured`     | text: what could not be measured, and why                   |
+| `gradwatch/break_even`       | text: when the steps came to their edge of stability        |
+| `gradwatch/probes`           | text: what evaluating the loss again has cost               |
 
 TensorBoard groups tags by what stands before the first slash.
 """
@@ -89,3 +91,13 @@ class Tags:
     def not_measured(self) -> str:
         """The tag of what could not be measured."""
         return f"{self.prefix}/not_measured"
+
+    @property
+    def break_even(self) -> str:
+        """The tag of when the steps came to their edge of stability, in words."""
+        return f"{self.prefix}/break_even"
+
+    @property
+    def probes(self) -> str:
+        """The tag of what the probes have cost, in words."""
+        return f"{self.prefix}/probes"

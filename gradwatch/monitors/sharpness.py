@@ -1,5 +1,6 @@
 """Both ends of the spectrum of the Hessian, also as the optimizer sees it."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Final
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.curvature import Curvature
+from gradwatch.capture.probe.objective import Objective
 from gradwatch.capture.probe.preconditioner import Preconditioner
 from gradwatch.capture.probe.view import ProbeView
 from gradwatch.capture.view import StepView
@@ -25,6 +28,8 @@ ANEW: Final = 10
 """Every so many probes one begins anew: who follows an eigenvector sees no other overtake it."""
 PARTS: Final = 16
 FEWEST_PARTS: Final = 4
+LARGEST_BASIS: Final = 2**29
+"""Entries of the vectors that are kept in a probe, 2 GiB; larger networks keep none."""
 _PLAIN: Final = "hessian"
 _PRECONDITIONED: Final = "preconditioned"
 
@@ -65,9 +70,10 @@ class Sharpness(Monitor):
     networks only, not with ReLU. The values are labelled so, have no standard errors and no
     verdicts, and nothing is recommended on them; `sharpness_variance` is left out.
 
-    Memory: `products` + 2 copies of the parameters and the graph of a gradient, during a probe;
-    one copy (two for the preconditioned one) between probes. FSDP2 makes the whole model on each
-    rank during a probe.
+    Memory during a probe: the graph of a gradient and `products` + 2 copies of the parameters;
+    between probes one copy, two with a preconditioner. Where `products` copies have more than 2^29
+    entries, six copies and none between probes: then each probe begins anew, and
+    `sharpness_variance` is left out. FSDP2 makes the whole model on each rank during a probe.
 
     Args:
         products: the most products of the Hessian with a vector in a probe, for each of the two.
@@ -115,8 +121,7 @@ class Sharpness(Monitor):
         if self._probes % ANEW == 0:
             self._vectors, self._next = {}, self.products
         self._probes += 1
-        ranks = 1 if view.sums is None else view.sums.ranks
-        self._inputs = {"examples": float(ranks * view.any.examples)}
+        self._inputs = {"examples": _examples(view)}
         differences = self.finite_differences
         with view.curvature(view.any, finite_differences=differences) as curvature:
             plain = self._extremes(_PLAIN, curvature.product, curvature, view)
@@ -165,9 +170,11 @@ class Sharpness(Monitor):
         cold = cold_start(curvature.point, seed=self._probes)
         start = _finite_or(self._vectors.get(kind, cold), cold)
         products = self._next if view.sums is None else self.products
-        found = extreme_eigenpairs(operator, curvature.mean(start), products)
-        ends = zip(found.largest.vector, found.smallest.vector, strict=True)
-        self._vectors[kind] = [one + other for one, other in ends]
+        keep = self.products * sum(item.numel() for item in start) <= LARGEST_BASIS
+        found = extreme_eigenpairs(operator, curvature.mean(start), products, reorthogonalise=keep)
+        if keep:
+            ends = zip(found.largest.vector, found.smallest.vector, strict=True)
+            self._vectors[kind] = [one + other for one, other in ends]
         return found
 
     def _preconditioned(self, curvature: Curvature, view: ProbeView) -> dict[str, Tensor]:
@@ -211,9 +218,9 @@ def _numbers(found: Extremes) -> dict[str, Tensor]:
 
 def _variance(curvature: Curvature, vector: Sequence[Tensor], view: ProbeView) -> dict[str, Tensor]:
     """`s²` from the scatter of parts of M of N examples, `Var(h_part) M (N-1)/(N-M)`."""
-    examples = curvature.objective.examples
+    examples = _count(curvature.objective)
     parts = min(PARTS, examples)
-    if parts < FEWEST_PARTS or _mixes_examples(curvature.objective.model):
+    if not vector or parts < FEWEST_PARTS or _mixes_examples(curvature.objective.model):
         return {}
     size = examples // parts
     rows = [slice(first * size, (first + 1) * size) for first in range(parts)]
@@ -224,6 +231,19 @@ def _variance(curvature: Curvature, vector: Sequence[Tensor], view: ProbeView) -
     # Of a normal law; with a heavier tail it is larger.
     error = variance * (2 / (parts - 1)) ** 0.5
     return {"sharpness_variance": variance, "sharpness_variance_error": error}
+
+
+def _examples(view: ProbeView) -> float:
+    """Of all ranks; NaN if the batch does not show them."""
+    ranks = 1 if view.sums is None else view.sums.ranks
+    return float(ranks * _count(view.any) or math.nan)
+
+
+def _count(objective: Objective) -> int:
+    try:
+        return objective.examples
+    except ObjectiveError:
+        return 0
 
 
 def _finite_or(vector: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:

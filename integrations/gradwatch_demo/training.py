@@ -8,16 +8,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 import gradwatch
-from gradwatch import Report
+from gradwatch import Monitor, Report
+from gradwatch.capture.probe.view import ProbeView
+from gradwatch.monitors import Sharpness
 from gradwatch_demo.data import Digits
 from gradwatch_demo.progress import ProgressSink, progress
 
 BATCH_SIZE = 16
 LEARNING_RATE = 0.01
 PROBED_IMAGES = 128
-"""The smoothness is measured on so many: a small batch curves more than the data."""
+"""The curvature is measured on so many: a small batch curves more than the data."""
+RARELY = 15
+"""Every so many probes one of the sharpness, which costs as much as ten of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,19 @@ class Settings:
 
     steps: int
     seed: int
+
+
+class OccasionalSharpness(Sharpness):
+    """The sharpness in some probes only, in place of a budget that a clock would divide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = 0
+
+    @override
+    def probe(self, view: ProbeView) -> dict[str, Tensor]:
+        self._asked += 1
+        return super().probe(view) if self._asked % RARELY == 1 else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +67,8 @@ class Outcome:
 def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) -> Outcome:
     """Trains a classifier by plain SGD, watched.
 
-    Every second step is measured and probed: a short training has no time for a budget.
+    Every second step is measured and probed, of the sharpness every thirtieth: a short training has
+    no time for a budget.
 
     Args:
         model: the classifier, on the device of the data.
@@ -69,6 +88,7 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
             optimizer,
             logdir=logdir,
             every_n_steps=2,
+            monitors=monitors(),
             loss_fn=loss_fn,
             probe_batch=(digits.train_images[:PROBED_IMAGES], digits.train_labels[:PROBED_IMAGES]),
             budget=None,
@@ -84,6 +104,16 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
             optimizer.step()
             optimizer.zero_grad()
     return Outcome(accuracy(model, digits), watch.summary())
+
+
+def monitors() -> list[Monitor]:
+    """The default monitors, with an occasional sharpness.
+
+    Returns:
+        New monitors.
+    """
+    standard = gradwatch.presets.standard()
+    return [OccasionalSharpness() if isinstance(item, Sharpness) else item for item in standard]
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -83,6 +83,7 @@ class TensorBoardSink(Sink):
         self._per_layer = per_layer
         self._curves = Curves(self._tag_prefix)
         self._texts: dict[str, str] = {}
+        self._page_of: RunInfo | None = None
 
     @override
     def open(self, run: RunInfo) -> None:
@@ -94,16 +95,14 @@ class TensorBoardSink(Sink):
         if writer is None:
             writer = _own_writer(self._logdir, run.first_step)
         self._writer = writer
-        # Once only: a second layout would take the place of the first.
-        if hasattr(writer, "add_custom_scalars"):
-            writer.add_custom_scalars(layout(run, self._curves.tags, per_layer=self._per_layer))
-        writer.flush()
+        self._page_of = run if hasattr(writer, "add_custom_scalars") else None
 
     @override
     def write(self, report: Report) -> None:
         writer = self._writer
         if writer is None:
             raise RecordError("TensorBoardSink got a report while it was closed; call open(run)")
+        self._lay_out(writer, report)
         values = self._curves.points(report)
         if self._given is None:
             draw_together(writer, values)
@@ -119,11 +118,18 @@ class TensorBoardSink(Sink):
         if self._given is None and writer is not None:
             writer.close()  # type: ignore[attr-defined]  # an own writer has it
 
+    def _lay_out(self, writer: Any, report: Report) -> None:
+        # Once only: a second layout would take the place of the first. Not before the first
+        # report, which knows the optimizer.
+        run, self._page_of = self._page_of, None
+        if run is not None:
+            page = layout(
+                run, self._curves.tags, per_layer=self._per_layer, optimizer=report.info.optimizer
+            )
+            writer.add_custom_scalars(page)
+
     def _changed_texts(self, report: Report) -> dict[str, str]:
-        now = {
-            self._curves.tags.recommendations: markdown.recommendations(report.recommendations),
-            self._curves.tags.not_measured: markdown.notes(report.notes),
-        }
+        now = markdown.texts(report, self._curves.tags)
         changed = {tag: said for tag, said in now.items() if self._texts.get(tag) != said}
         self._texts |= changed
         return changed

@@ -35,11 +35,7 @@ class NewestValues(Sink):
     def write(self, report: Report) -> None:
         for values in by_step(self._curves.points(report)).values():
             self.values |= values
-        tags = self._curves.tags
-        self._texts = {
-            tags.recommendations: markdown.recommendations(report.recommendations),
-            tags.not_measured: markdown.notes(report.notes),
-        }
+        self._texts |= markdown.texts(report, self._curves.tags)
 
     def take(self) -> dict[str, float]:
         """The values of the reports since the last call.
@@ -51,7 +47,7 @@ class NewestValues(Sink):
         return taken
 
     def take_texts(self) -> dict[str, str]:
-        """Recommendations and what could not be measured, where they have changed.
+        """What the reports say in words, where it has changed.
 
         Returns:
             Markdown by name.

@@ -497,8 +497,21 @@ def test_where_nothing_is_probed_nothing_is_said_of_it(
 
 
 def test_a_probe_that_is_off_is_not_foretold() -> None:
-    _, _, _, watch = train([Failing(OSError("x")), Slower()], loss_fn=loss_fn)
+    class Unread(Slower):
+        """Its probe works, but what it finds is of no use."""
+
+        metrics = ("unread",)
+        probed = ("unread",)
+
+        def probe(self, view: ProbeView) -> dict[str, Tensor]:
+            return {"unread": super().probe(view)["slower"]}
+
+        def read(self, view: gradwatch.StepView) -> Iterator[Reading]:
+            raise ValueError("x")
+
+    _, _, _, watch = train([Failing(OSError("x")), Unread(), Slower()], loss_fn=loss_fn)
     assert watch is not None
+    assert len(watch.failures) == 2
     use = watch.summary().probes
     assert use is not None
     assert list(use.next_steps) == ["Slower"]

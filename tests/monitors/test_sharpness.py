@@ -454,3 +454,27 @@ def test_finite_differences_draw_the_same_masks(probe: Probe) -> None:
 def test_finite_differences_are_on_or_off(given: Any) -> None:
     with pytest.raises(ConfigError, match="finite_differences must be True or False, got"):
         Sharpness(finite_differences=given)
+
+
+def test_a_large_network_keeps_no_vectors(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = net(), data()
+    small = probe(Sharpness(), model, batch)
+    monkeypatch.setattr("gradwatch.monitors.sharpness.LARGEST_BASIS", 100)
+    monitor = Sharpness()
+    large = probe(monitor, model, batch)
+    assert float(large["sharpness"]) == pytest.approx(float(small["sharpness"]), rel=1e-3)
+    assert not monitor._vectors
+    assert "sharpness_variance" in small
+    assert "sharpness_variance" not in large
+
+
+def test_a_batch_that_shows_no_examples_has_a_curvature() -> None:
+    bends = torch.tensor([[2.0, 1.0]] * 4).double()
+    model = Quadratic()
+    batches = LastBatch()
+    batches.tell({"graph": object()})
+    objective = LossFunction(model, lambda module, _: module(bends), batches)
+    monitor = Sharpness()
+    found = probed(monitor, ProbeView(model=ModelInfo(), objective=objective))
+    assert found["sharpness"] == pytest.approx(2.0)
+    assert math.isnan(monitor._inputs["examples"])

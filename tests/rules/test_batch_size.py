@@ -261,21 +261,22 @@ def test_no_smaller_batch_until_the_learning_rate_has_followed_the_last_one(
 
 
 @pytest.mark.parametrize(
-    ("ratio", "first", "loss", "count"),
+    ("ratio", "first", "loss", "reports", "count"),
     [
-        (0.1, 1.0, 2.35, 1),
-        (0.5, 1.0, 2.35, 0),  # near the edge of stability
-        (0.1, 50.0, 40.0, 0),  # diverged at the start
-        (0.1, 22.0, 2.35, 0),  # in need of a warm-up
+        (0.1, 1.0, 2.35, 4, 1),
+        (0.1, 1.0, 2.35, 12, 1),
+        (0.5, 1.0, 2.35, 4, 0),  # near the edge of stability
+        (0.1, 50.0, 40.0, 12, 0),  # diverged at the start
+        (0.1, 22.0, 2.35, 4, 0),  # in need of a warm-up
     ],
 )
 def test_no_smaller_batch_where_the_curvature_asks_for_smaller_steps(
-    ratio: float, first: float, loss: float, count: int, curved_run: Histories,
+    ratio: float, first: float, loss: float, reports: int, count: int, curved_run: Histories,
     noise_scale: Values, stationarity: Values,
 ) -> None:  # fmt: skip
     values = noise_scale(0.5), stationarity(estimates=60.0)
     history = curved_run(
-        [ratio] * 4,
+        [ratio] * reports,
         lambda step: loss if step else 2.3,
         inputs={"first_sharpness": first},
         others=lambda step: values,

@@ -77,6 +77,20 @@ def test_says_that_an_l_from_secants_is_rough(history_of: Histories, stationarit
     assert "secant" not in only(LearningRate(), history_of(stationarity())).reason
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "speaks"),
+    [(0.7, 0.03, True), (0.7, 0.04, False), (0.7, None, False), (-0.7, 0.01, False)],
+)
+def test_silent_on_an_l_that_is_a_sharpness_which_has_not_converged(
+    value: float, error: float | None, *, speaks: bool, history_of: Histories,
+    stationarity: Values, value_of: Values,
+) -> None:  # fmt: skip
+    sharpness = value_of("sharpness", value, error)
+    assert silent(history_of(stationarity(), sharpness)) != speaks
+    # an L from secants is none of its business
+    assert not silent(history_of(stationarity(smoothness_is_secant=1.0), sharpness))
+
+
 def test_silent_when_the_target_is_reached(history_of: Histories, stationarity: Values) -> None:
     assert silent(history_of(stationarity()), target=0.03)
     # the floor is 0.0211, the gradient happens to be below it

@@ -172,6 +172,23 @@ def test_while_noise_makes_it_unstable_nothing_else_is_said_of_it(
     assert [item.knob for item in advice(noisy(0.0, 1, others=others))] == ["batch_size"]
 
 
+def test_no_more_steps_while_noise_makes_it_unstable(
+    noisy: Histories, stationarity: Values
+) -> None:
+    setting = {
+        "smoothness": 10.0, "variance": 50.0, "batch_size": 128.0, "step_size": 0.01,
+        "steps": 1000.0, "smoothness_is_secant": 1.0,
+    }  # fmt: skip
+
+    def build(losses: Callable[[int], float]) -> list[Recommendation]:
+        values = [stationarity(0.2, **setting)]
+        history = noisy(0.0, 1, losses, others=lambda step: values, lrs=(0.01,))
+        return list(TrainingLength(0.05).advise(history))
+
+    assert build(flat)
+    assert not build(rising)
+
+
 @given(
     curvature=st.floats(0.01, 0.99),
     noise=st.floats(1.2, 30.0),

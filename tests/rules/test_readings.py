@@ -40,6 +40,14 @@ def test_a_reading_is_of_the_settings_of_its_own_step(curvature_of: Callable[...
     assert [reading.info.lr for reading in found] == [0.1, 0.2]
 
 
+def test_readings_of_a_layer_are_not_those_of_the_model(curved_run: Histories) -> None:
+    history = curved_run([0.5])
+    newest = history[-1]
+    of_a_layer = tuple(replace(item, scope="layer") for item in newest.measurements)
+    history.replace_newest(replace(newest, measurements=of_a_layer))
+    assert steps(history) == []
+
+
 def test_advice_stands_between_the_rare_readings(curved_run: Histories) -> None:
     gap = float("nan")
 

@@ -196,7 +196,7 @@ class Probes:
         return self._meet(series)
 
     def _sums_of(self, name: str, view: ProbeView) -> list[int]:
-        count = self._monitors[name].joint_sums(view)
+        count = self._isolation.run(name, self._monitors[name].joint_sums, view)
         if not count:
             return []
         sharded = sharded_parameters(self._model).values()
