@@ -30,7 +30,7 @@ RUNS: Final = ("as_is", "advised")
 TAGS: Final = (
     r"/(loss|gradient_norm|update_ratio|init)$"
     r"|_activation_(gain|norm)/hidden(1|10)$"
-    r"|/stationarity(.upper|_step_term|_noise_term)?$"
+    r"|/stationarity(.upper)?$|/(sharpness|stability_ratio)$"
 )
 """Twelve charts, as many as TensorBoard shows on a page."""
 SIZE: Final = (1440, 1330)

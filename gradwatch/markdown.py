@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from gradwatch.records import Measurement, Recommendation, Report
@@ -37,9 +36,6 @@ def texts(report: Report, tags: Tags) -> dict[str, str]:
     reached = next((item for item in report.measurements if item.metric == BREAK_EVEN), None)
     if reached is not None:
         said[tags.break_even] = break_even(reached)
-    if report.probes is not None:
-        # When the next ones are due is news in each report, and old when it is read.
-        said[tags.probes] = str(replace(report.probes, next_steps={}))
     return said
 
 

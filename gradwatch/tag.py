@@ -10,7 +10,6 @@
 | `gradwatch/recommendations`  | text: what to change, and why                               |
 | `gradwatch/not_measured`     | text: what could not be measured, and why                   |
 | `gradwatch/break_even`       | text: when the steps came to their edge of stability        |
-| `gradwatch/probes`           | text: what evaluating the loss again has cost               |
 
 TensorBoard groups tags by what stands before the first slash.
 """
@@ -96,8 +95,3 @@ class Tags:
     def break_even(self) -> str:
         """The tag of when the steps came to their edge of stability, in words."""
         return f"{self.prefix}/break_even"
-
-    @property
-    def probes(self) -> str:
-        """The tag of what the probes have cost, in words."""
-        return f"{self.prefix}/probes"

@@ -13,7 +13,7 @@ import gradwatch
 import gradwatch_demo
 from gradwatch.arguments import installed_versions
 from gradwatch.cli import main
-from gradwatch_demo.conclusion import limited_by, verdict
+from gradwatch_demo.conclusion import edge, limited_by, verdict
 from gradwatch_demo.model import deep_classifier, follow_advice
 
 RUNS = ("as_is", "advised")
@@ -146,7 +146,7 @@ def test_ctrl_c_closes_the_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backward, loss = torch.autograd.backward, torch.nn.functional.cross_entropy
-    calls = iter(range(15))  # the next one is in the middle of a probe of step 4
+    calls = iter(range(32))  # the next one is in the middle of a probe of step 4
 
     def interrupted(logits: Tensor, labels: Tensor) -> Tensor:
         if next(calls, None) is None:
@@ -188,6 +188,29 @@ def test_one_sentence_says_what_limits_the_training(
     interval = gradwatch.Interval(upper=step_term + noise_term, undecided=undecided)
     found = gradwatch.Verdict.of(measured, interval, bound="RandomlyStoppedSgd", source="here")
     assert words in limited_by(gradwatch.Report(step=9, verdicts=(found,)))
+
+
+def test_one_sentence_says_how_close_the_edge_of_stability_came() -> None:
+    ratio = gradwatch.Measurement(metric="stability_ratio", scope="model", step=9, value=0.36)
+    reached = gradwatch.Measurement(
+        metric="break_even_step", scope="model", step=9, value=7.0, source="by noise"
+    )
+    far, near = ((ratio,), (ratio, reached))
+    said = [edge(gradwatch.Report(step=9, measurements=found)) for found in ((), far, near)]
+    assert said[0] == ""
+    assert said[1].endswith(
+        "0.36 of what its steps can stand; it was not seen at the edge of stability."
+    )
+    assert said[2].endswith("it came to the edge of stability at step 7: by noise.")
+
+
+def test_the_newest_bound_says_why_it_cannot_be_told() -> None:
+    step = gradwatch.Measurement(metric="stationarity", scope="model", step=9, value=0.5)
+    found = [
+        gradwatch.Verdict.of(step, gradwatch.Interval(undecided=why), bound=bound, source="here")
+        for bound, why in (("RandomlyStoppedSgd", "too few"), ("NoiseFloor", "beyond 2/L"))
+    ]
+    assert limited_by(gradwatch.Report(step=9, verdicts=tuple(found))).endswith(": beyond 2/L.")
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,11 @@ def test_the_cost_of_probes_is_one_line_of_a_report(use: ProbeUse, text: str) ->
     assert str(Report(step=1, probes=use)).splitlines()[-1] == text
 
 
+def test_what_the_clock_says_makes_no_other_report() -> None:
+    assert Report(step=1, probes=ProbeUse(share=0.1)) == Report(step=1)
+    assert Report(step=1, probes=ProbeUse(share=0.1)) != Report(step=2)
+
+
 def test_a_report_without_advice_says_so() -> None:
     assert str(Report(step=1)) == "gradwatch at step 1\n\nNo recommendations."
 

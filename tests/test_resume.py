@@ -89,6 +89,7 @@ def train(
         log_every_n_steps=LOG,
         track_loss=True,
         track_clipping=True,
+        budget=None,  # or the clock would decide when a note on a probe is told
         on_error="raise",
         on_recommendation=lambda item: None if spoken is None else spoken.append(item.knob),
     )

@@ -60,7 +60,8 @@ def comparison(first: Outcome, second: Outcome, *, images: int) -> str:
     ]
     header = f"  {'run':<8}  {'test accuracy':>13}  verdicts; recommendations"
     sentence = verdict(first.accuracy, second.accuracy, images=images)
-    return "\n".join([header, *rows, "", sentence, limited_by(second.summary)])
+    said = [sentence, limited_by(second.summary), edge(second.summary)]
+    return "\n".join([header, *rows, "", *filter(None, said)])
 
 
 def limited_by(report: Report) -> str:
@@ -80,7 +81,8 @@ def limited_by(report: Report) -> str:
     judged = [by_bound[name] for name in NOISE_TERMS if name in by_bound]
     found = next((item for item in judged if item.status == "holds"), None)
     if found is None:
-        because = next((item.because for item in judged), "its noise was not measured")
+        # The bound on the newest part has the newest reasons.
+        because = judged[-1].because if judged else "its noise was not measured"
         because = because or "the bound is violated, so that an assumption of it is not met"
         return f"Whether steps or noise limit the second run cannot be told: {because}."
     share = found.measurement.inputs[NOISE_TERMS[found.bound]] / found.interval.upper
@@ -102,6 +104,29 @@ def limited_by(report: Report) -> str:
         what = "Both steps and noise limit"
         remedy = "more steps would bring it down for a while, less noise later"
     return f"{what} the second run: {numbers}; {remedy}."
+
+
+def edge(report: Report) -> str:
+    """How close the second training came to its edge of stability.
+
+    Args:
+        report: its summary.
+
+    Returns:
+        One sentence; "" if its sharpness was not measured.
+
+    Example:
+        >>> edge(Report(step=0))
+        ''
+    """
+    newest = {item.metric: item for item in report.measurements}
+    ratio, reached = newest.get("stability_ratio"), newest.get("break_even_step")
+    if ratio is None:
+        return ""
+    when = "it was not seen at the edge of stability"
+    if reached is not None:
+        when = f"it came to the edge of stability at step {reached.value:.0f}: {reached.source}"
+    return f"Its sharpness is {ratio.value:.2g} of what its steps can stand; {when}."
 
 
 def verdict(before: float, after: float, *, images: int) -> str:

@@ -11,17 +11,16 @@ from torch.nn import functional
 from typing_extensions import override
 
 import gradwatch
-from gradwatch import Monitor, Report
-from gradwatch.capture.probe.view import ProbeView
-from gradwatch.monitors import Sharpness
+from gradwatch import Monitor, ProbeView, Report, presets
+from gradwatch.monitors import BatchSharpness, Sharpness
 from gradwatch_demo.data import Digits
 from gradwatch_demo.progress import ProgressSink, progress
 
 BATCH_SIZE = 16
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.005
 PROBED_IMAGES = 128
 """The curvature is measured on so many: a small batch curves more than the data."""
-RARELY = 15
+RARELY = 25
 """Every so many probes one of the sharpness, which costs as much as ten of the others."""
 
 
@@ -67,7 +66,7 @@ class Outcome:
 def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) -> Outcome:
     """Trains a classifier by plain SGD, watched.
 
-    Every second step is measured and probed, of the sharpness every thirtieth: a short training has
+    Every second step is measured and probed, of the sharpness every fiftieth: a short training has
     no time for a budget.
 
     Args:
@@ -107,12 +106,12 @@ def train(model: nn.Module, digits: Digits, settings: Settings, logdir: Path) ->
 
 
 def monitors() -> list[Monitor]:
-    """The default monitors, with an occasional sharpness.
+    """The default monitors, with an occasional sharpness, and none along each gradient.
 
     Returns:
         New monitors.
     """
-    standard = gradwatch.presets.standard()
+    standard = [item for item in presets.standard() if not isinstance(item, BatchSharpness)]
     return [OccasionalSharpness() if isinstance(item, Sharpness) else item for item in standard]
 
 

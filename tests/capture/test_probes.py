@@ -484,6 +484,7 @@ def test_without_a_budget_the_next_probe_comes_with_the_next_sampled_step() -> N
     [
         ([GradientNorm()], {"loss_fn": loss_fn}),
         ([Product()], {}),
+        ([Product()], {"budget": 1e-3}),
         ([Failing(OSError("x"))], {"loss_fn": loss_fn}),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gradwatch import presets
 from gradwatch.errors import ConfigError, MissingExtraError, RecordError
 from gradwatch.records import (
     Interval,
@@ -303,9 +304,9 @@ def test_notes_are_told_when_they_change(tmp_path: Path) -> None:
 def test_every_report_can_be_seen_at_once(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path)
     sink.open(run(metrics=["loss"]))
-    assert LAYOUT in shown(tmp_path).Tags()["tensors"]
     for step in (10, 20, 30):
         sink.write(report(measured(step=step)))
+        assert LAYOUT in shown(tmp_path).Tags()["tensors"]
         assert scalars(tmp_path)["gradwatch/loss"][-1] == (step, 0.5)
     sink.close()
 
@@ -347,7 +348,7 @@ def test_the_page_has_one_chart_a_metric_under_its_question(tmp_path: Path) -> N
     ],
 )
 def test_a_chart_catches_its_own_curves_only(tmp_path: Path, chart: str, caught: set[str]) -> None:
-    record(tmp_path, run(metrics=METRICS, bounded=["update_ratio"]))
+    record(tmp_path, run(metrics=METRICS, bounded=["update_ratio"]), report())
     metrics = [*METRICS, "loss_scale", "mine_x"]
     names = [f"gradwatch/{metric}" for metric in metrics]
     names += [f"gradwatch_{metric}/{scope}" for metric in metrics for scope in ("fc", "fc.bias")]
@@ -363,6 +364,7 @@ def test_a_chart_catches_its_own_curves_only(tmp_path: Path, chart: str, caught:
 def test_without_per_layer_the_page_has_no_charts_for_layers(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, per_layer=False, tag_prefix="a.b")
     sink.open(run(metrics=["update_ratio"]))
+    sink.write(report())
     sink.close()
     assert charts(tmp_path) == {
         "Is the learning rate right?": {
@@ -370,6 +372,83 @@ def test_without_per_layer_the_page_has_no_charts_for_layers(tmp_path: Path) -> 
             "update_ratio": [r"a\.b/update_ratio$"],
         }
     }
+
+
+CURVATURE = tuple(metric for item in presets.curvature() for metric in item.metrics)
+BOUNDED = tuple(bound.metric for bound in presets.bounds())
+
+
+def curvature_charts(logdir: Path, optimizer: str, **header: Any) -> dict[str, list[str]]:
+    """The charts of the curvature under an optimizer, each with what it shows."""
+    options: dict[str, Any] = {"metrics": CURVATURE, "bounded": BOUNDED, **header}
+    settings = StepInfo(step=10, optimizer=optimizer)
+    record(logdir, run(**options), Report(step=10, steps=(settings,)))
+    (found,) = [
+        titles
+        for question, titles in charts(logdir).items()
+        if question not in {"Is the learning rate right?", "More"}
+    ]
+    assert list(charts(logdir)) == [
+        "Is the learning rate right?",
+        "How close is the edge of stability?",
+    ]
+    return {
+        title: [regex.removeprefix("gradwatch/").removesuffix("$") for regex in regexes]
+        for title, regexes in found.items()
+    }
+
+
+def test_the_sharpness_and_its_threshold_stand_in_one_chart(tmp_path: Path) -> None:
+    found = curvature_charts(tmp_path, "SGD")
+    assert found["sharpness"] == ["sharpness", "stability_threshold"]
+    assert found["stability_ratio"] == ["stability_ratio", "noise_stability_ratio"]
+    assert found["batch_sharpness"] == [
+        "batch_sharpness",
+        r"batch_sharpness\.lower",
+        r"batch_sharpness\.upper",
+    ]
+    alone = {"smallest_eigenvalue", "sharpness_variance", "sharpness_products", "rayleigh_quotient"}
+    assert found.keys() == {"sharpness", "stability_ratio", "batch_sharpness"} | alone
+    assert all(found[title] == [title] for title in alone)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "RMSprop"])
+def test_the_threshold_stands_with_the_sharpness_that_the_optimizer_sees(
+    tmp_path: Path, optimizer: str
+) -> None:
+    found = curvature_charts(tmp_path, optimizer)
+    assert found["preconditioned_sharpness"] == ["preconditioned_sharpness", "stability_threshold"]
+    assert "stability_threshold" not in found["sharpness"]
+    assert not {"sharpness_variance", "break_even_step", "stability_threshold"} & found.keys()
+
+
+def test_a_sharpness_without_a_threshold_has_its_bound(tmp_path: Path) -> None:
+    found = curvature_charts(tmp_path, "SGD", metrics=("sharpness", "noise_stability_ratio"))
+    assert found["sharpness"] == ["sharpness", r"sharpness\.lower", r"sharpness\.upper"]
+    assert "noise_stability_ratio" in found
+
+
+def reached(step: int, at: int = 7, source: str = "the sharpness is there") -> Report:
+    item = Measurement(metric="break_even_step", scope="model", step=step, value=at, source=source)
+    return Report(step=step, measurements=(item,))
+
+
+def test_the_break_even_point_is_told_in_words_once(tmp_path: Path) -> None:
+    start = reached(50, at=45, source="the noise is there *at the first reading*")
+    between = report(measured(step=35))
+    record(tmp_path, run(), Report(step=10), reached(20), reached(30), between, reached(40), start)
+    said = texts(tmp_path, "gradwatch/break_even")
+    assert [step for step, _ in said] == [20, 50]
+    assert said[0][1].startswith("**Break-even at step 7**: the sharpness is there.\n\n")
+    assert r"**Break-even at step 45**: the noise is there \*at the first reading\*." in said[1][1]
+    for _, text in said:
+        assert "As long as the loss falls, that is normal." in text
+        assert "no theorem" in text
+
+
+def test_a_long_run_has_its_break_even_step_in_full() -> None:
+    (said,) = drawn(reached(1234600, at=1234567)).texts["gradwatch/break_even"]
+    assert "step 1234567" in said[1]
 
 
 def test_a_resumed_run_hides_what_it_measures_again(tmp_path: Path) -> None:
@@ -430,6 +509,7 @@ def test_a_given_summary_writer_gets_the_page_too(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         sink = TensorBoardSink(writer=writer)
         sink.open(run(metrics=["loss"]))
+        sink.write(report())
         sink.close()
         writer.add_scalar("still open", 1.0, 1)
     assert "loss" in charts(tmp_path)["Is it learning?"]

@@ -92,6 +92,7 @@ class Probes:
         self._meet: Callable[[Sequence[int]], bool] = lambda lengths: False
         self._step = -1
         self._met_at = -1
+        self._can_run = True
         self._in_vain: dict[str, int] = {}
         self._given_up: dict[str, str] = {}
         self._due: list[str] = []
@@ -169,6 +170,7 @@ class Probes:
     ) -> None:
         view.objective = self._last if self.can_evaluate(returned_loss) else None
         view.fixed_objective = self._fixed
+        self._can_run = view.objective is not None or view.fixed_objective is not None
         lengths = self._joint_sums(due, view)
         agreed = self._agreed(lengths)
         for name in due:
@@ -261,7 +263,7 @@ class Probes:
         """
         # What this rank gave up others need not have.
         off = self._off if self._joint else self._off | frozenset(self._given_up)
-        due = self.schedule.next_due(step, without=off)
+        due = self.schedule.next_due(step, without=off) if self._can_run else {}
         if not due and not self.schedule.used:
             return None
         return ProbeUse(
