@@ -4,7 +4,7 @@ import gc
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -272,8 +272,12 @@ def test_gradient_norms_take_a_dot_product_a_parameter_and_little_else(
     assert sum(extra.values()) - sum(computing.values()) <= 2 * twice + 4
 
 
+SECOND_ORDER = {"Sharpness", "HessianTrace", "GradientCovariance"}
+FIRST_ORDER = sorted(set(monitors.__all__) - SECOND_ORDER)
+
+
 @pytest.mark.parametrize("probed", [False, True], ids=["", "with probes"])
-@pytest.mark.parametrize("names", [["GradientNorm"], monitors.__all__], ids=["one", "all"])
+@pytest.mark.parametrize("names", [["GradientNorm"], FIRST_ORDER], ids=["one", "all"])
 def test_the_operators_are_a_fixed_number_per_parameter(
     names: list[str], probed: bool, trace: Callable[..., Trace]
 ) -> None:
@@ -287,9 +291,25 @@ def test_the_operators_are_a_fixed_number_per_parameter(
     assert third - second == second - first
     assert many - some == some - few
     # Each evaluation of the loss by a probe is a forward and a backward.
-    most, most_besides = (10, 80) if len(names) == 1 else (170, 400) if probed else (60, 80)
+    most, most_besides = (10, 80) if len(names) == 1 else (200, 400) if probed else (60, 80)
     assert (third - first) / (many - few) <= most
     assert first - few * (third - first) / (many - few) <= most_besides
+
+
+def test_the_operators_of_curvature_probes_grow_no_faster_than_the_model(
+    trace: Callable[..., Trace],
+) -> None:
+    """Some twenty products with the Hessian; what autograd leaves out varies with the depth."""
+    counts = []
+    for depth in (2, 4, 6):
+        chosen = [getattr(monitors, name)() for name in sorted(SECOND_ORDER)]
+        extra, parameters = extra_operators(trace, depth, monitors=chosen, **FULL)
+        counts.append((sum(extra.values()), parameters))
+    (first, few), (second, some), (third, many) = counts
+    assert third - second <= 1.02 * (second - first)
+    assert (second - first) / (some - few) <= 700
+    assert first - few * (second - first) / (some - few) <= 2500
+    assert third > 20 * many, "or nothing was probed"
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -400,17 +420,31 @@ def kept_things() -> list[Any]:
     ]
 
 
+def kept_by(chosen: Sequence[gradwatch.Monitor]) -> list[Tensor]:
+    (sharpness,) = (item for item in chosen if isinstance(item, monitors.Sharpness))
+    vectors = [part for vector in sharpness._vectors.values() for part in vector]
+    signs = [item for item in kept_things() if isinstance(item, Tensor) and is_signs(item)]
+    assert len(signs) <= 2
+    assert not any(item.requires_grad for item in vectors)
+    return [*vectors, *signs]
+
+
+def is_signs(item: Tensor) -> bool:
+    return item.dim() == 1 and bool(item.detach().abs().eq(1.0).all())
+
+
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("steps", [2, 3])
 def test_the_graph_of_a_step_is_let_go(steps: int, told: bool) -> None:
     """Between steps the watch holds numbers only: no batch, no activation, no gradient, no graph.
 
-    After two steps the newest one was not sampled, and what is told in it is let go as well.
+    But what the monitors of the curvature say they keep: an eigenvector, and random signs. After two steps the newest one was not sampled, and what is told in it is let go as well.
     """
     model = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 300))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = kept_things()
-    options: dict[str, Any] = {"monitors": gradwatch.presets.full(), **FULL}
+    chosen = gradwatch.presets.full()
+    options: dict[str, Any] = {"monitors": chosen, **FULL}
     watch = gradwatch.watch(model, optimizer, every_n_steps=2, log_every_n_steps=100, **options)
     for _ in range(steps):
         batch = torch.randn(50, 300)
@@ -421,7 +455,7 @@ def test_the_graph_of_a_step_is_let_go(steps: int, told: bool) -> None:
         optimizer.step()
         optimizer.zero_grad()
     del loss, batch
-    known = set(map(id, before))
+    known = set(map(id, [*before, *kept_by(chosen)]))
     assert [item for item in kept_things() if id(item) not in known] == []
     assert watch.summary().value("noise_curvature") is not None
     watch.close()

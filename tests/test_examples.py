@@ -98,6 +98,22 @@ def test_advice_against_noise_is_worth_following(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_edge_of_stability_is_healthy_and_beyond_it_advice_helps(tmp_path: Path) -> None:
+    printed = output("edge_of_stability.py", tmp_path)
+    edge, beyond, advised = printed.split("\n\n")
+    for healthy in (edge, advised):
+        losses = [float(loss) for loss in re.findall(r"loss ([0-9.]+)", healthy)]
+        assert losses[-1] < losses[0] / 10
+        ratios = [float(ratio) for ratio in re.findall(r"stability ratio ([0-9.]+)", healthy)]
+        assert ratios[-1] == pytest.approx(1, abs=0.1)
+    assert int(re.findall(r"break-even at step (\d+)", edge)[0]) > 0
+    assert int(re.findall(r"rose from one report to the next (\d+) times", edge)[0]) > 5
+    assert "advice in 0 reports" in edge
+    assert "learning_rate 2 -> 0.19" in beyond
+    assert "stability threshold" in " ".join(beyond.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_extend(tmp_path: Path) -> None:
     printed = output("extend.py", tmp_path)
     assert "gradient_spread" in printed

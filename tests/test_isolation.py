@@ -653,13 +653,16 @@ def test_a_defect_in_a_hook_leaves_the_training_alone(
     assert len([item for item in caplog.records if "switched off" in item.getMessage()]) == 1
 
 
-DIFFERENTIATE = {"GradientNoise", "Smoothness", "DropoutNoise"}
+SECOND = {"Sharpness", "BatchSharpness"}
+DIFFERENTIATE = {"GradientNoise", "Smoothness", "DropoutNoise", *SECOND}
 PROBE_DEFECTS = {
     "probes.undisturbed": {*DIFFERENTIATE, "InputStatistics"},
     "undisturbed.kept_attributes": {*DIFFERENTIATE, "InputStatistics"},
     "kept._refill_mapping": {*DIFFERENTIATE, "InputStatistics"},
     "objective.substituted": DIFFERENTIATE,
     "objective.Objective.parameters": DIFFERENTIATE,
+    "objective.Objective.hessian": SECOND,
+    "view.Curvature": SECOND,
 }
 
 

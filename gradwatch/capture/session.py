@@ -305,9 +305,10 @@ class Session:
             self._isolation.run(CAPTURE, self._read_gradients, optimizer, loss)
         if self._scheduled and self.probes is not None and not self._stepped:
             able = CAPTURE not in self._isolation.failures
-            # A rank that cannot probe takes part in what the others add up.
-            part = CAPTURE if able else RANKS
-            self._isolation.run(part, self._run_probes, self.probes, optimizer, able)
+            if able or self.exchange.joint:
+                # A rank that cannot probe takes part in what the others add up.
+                part = CAPTURE if able else RANKS
+                self._isolation.run(part, self._run_probes, self.probes, optimizer, able)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The step of one optimizer is over."""

@@ -1,15 +1,17 @@
 """The loss of a LightningModule's own training step, for probes."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.objective import Objective
+from gradwatch.numerics.second_derivative import Hessian
 
 LOGGING: Final[tuple[str, ...]] = ("log", "log_dict", "print")
 """What a training step may call that others see."""
@@ -32,10 +34,28 @@ class TrainingStep(Objective):
         super().__init__(pl_module)
         self._batches = batches
         self._batch_idx = batch_idx
+        self._autocasts = True
 
     @override
     def inputs(self) -> Any:
         return self._batches.batch
+
+    @override
+    @contextmanager
+    def hessian(
+        self,
+        parameters: Mapping[str, Tensor],
+        rows: slice | None = None,
+        *,
+        by: Sequence[Tensor] | None = None,
+    ) -> Iterator[Hessian]:
+        # The Trainer's own autocast would come after the one that keeps second derivatives exact.
+        self._autocasts = any(item.dtype != torch.float32 for item in parameters.values())
+        try:
+            with super().hessian(parameters, rows, by=by) as found:
+                yield found
+        finally:
+            self._autocasts = True
 
     def _evaluate(self, rows: slice | None) -> Any:
         if not getattr(self.model, "automatic_optimization", True):
@@ -44,8 +64,14 @@ class TrainingStep(Objective):
                 "the optimizers itself; give a loss_fn"
             )
         batch = fresh(self._batches.batch, rows)
-        with silenced(self.model), _precision(self.model):
+        with silenced(self.model), _precision(self.model), self._autocast():
             return _loss_in(self._call(batch))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._autocasts:
+            return nullcontext()
+        kind = next((item.device.type for item in self.model.parameters()), "cpu")
+        return torch.autocast(kind, enabled=False)
 
     def _call(self, batch: Any) -> Any:
         step: Any = self.model.training_step

@@ -30,6 +30,7 @@ class NewestValues(Sink):
     @override
     def open(self, run: RunInfo) -> None:
         self._curves = Curves(self._tag_prefix, per_layer=self._per_layer, advised=run.advised)
+        self._texts = {}
 
     @override
     def write(self, report: Report) -> None:

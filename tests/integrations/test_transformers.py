@@ -241,8 +241,8 @@ def test_the_training_is_bit_identical(
         )
         if watched:
             assert hooks_of_gradwatch(trainer) == {}
-            probed = "gradwatch/smoothness_secant"
-            assert any(probed in entry for entry in trainer.state.log_history)
+            for probed in ("gradwatch/smoothness_secant", "gradwatch/sharpness"):
+                assert any(probed in entry for entry in trainer.state.log_history)
     assert_identical(ends[0], ends[1])
 
 

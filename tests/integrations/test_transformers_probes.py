@@ -9,9 +9,11 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gradwatch
 
@@ -149,6 +151,45 @@ def test_halves_are_of_the_scale_of_the_mean_loss(tmp_path: Path, bf16: bool) ->
         assert len(found) == STEPS
         assert found[0].value == pytest.approx(value, rel=0.1 if bf16 else 1e-4), metric
     assert {item.source for item in run.points("gradient_square")} == {"two halves of the batch"}
+
+
+def largest_eigenvalue(model: nn.Module, batch: dict[str, Tensor]) -> float:
+    """Of the Hessian of the mean loss over the tokens, in float64."""
+    solver = pytest.importorskip("scipy.sparse.linalg")
+    weights = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    found = torch.autograd.grad(loss, weights, create_graph=True)
+    flat = torch.cat([item.flatten() for item in found])
+
+    def product(vector: Any) -> Any:
+        direction = torch.as_tensor(vector).flatten()
+        image = torch.autograd.grad(flat, weights, direction, retain_graph=True)
+        return torch.cat([item.flatten() for item in image]).numpy()
+
+    size = flat.numel()
+    operator = solver.LinearOperator((size, size), matvec=product, dtype="float64")
+    return float(solver.eigsh(operator, k=1, which="LA", v0=np.ones(size))[0][0])
+
+
+def test_the_sharpness_is_that_of_the_mean_loss(tmp_path: Path) -> None:
+    """With the attention that transformers takes by default, which is differentiated once only."""
+    run = Trained(tmp_path)
+    assert run.start.config._attn_implementation == "sdpa"
+    found = run.points("sharpness")
+    expected = largest_eigenvalue(run.start.double(), run.batches[0])
+    assert found[0].value == pytest.approx(expected, rel=1e-2)
+    assert [item.value for item in run.points("stability_threshold")] == [2 / LR] * STEPS
+    logged = [entry["gradwatch/sharpness"] for entry in run.history]
+    assert logged == [item.value for item in found]
+    assert len(logged) == len(run.points("stability_ratio")) == STEPS
+
+
+def test_adam_has_a_preconditioned_sharpness(tmp_path: Path) -> None:
+    found = Trained(tmp_path, optim="adamw_torch").points("preconditioned_sharpness")
+    assert [item.step for item in found] == [1, 2], "before its first step it has no state"
+    assert all(item.value > 0 for item in found)
 
 
 def test_the_history_has_what_the_probes_find(tmp_path: Path) -> None:

@@ -74,6 +74,38 @@ def halves(net: nn.Module, values: Tensor, wanted: Tensor) -> tuple[float, float
     return float(first @ second), half * float((first - second).square().sum()) / 2
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_sharpness_is_that_of_the_training_step(
+    pl: Any, precision: str, told: gradwatch.MemorySink, data: Any, module: Any, trainer: Any
+) -> None:
+    """Against all eigenvalues of the Hessian of the first batch, by hand; always in float32."""
+    expected = eigenvalues(module(pl).net, *next(iter(data())))
+    callback = GradwatchCallback(sinks=[told], **EVERY)
+    model = module(pl, configure_optimizers=sgd)
+    trainer(pl, callback, precision=precision).fit(model, data())
+    first = told.reports[0]
+    assert first.value("sharpness") == pytest.approx(float(expected[-1]), rel=5e-5)
+    assert first.value("stability_threshold") == pytest.approx(2 / module(pl).lr)
+    assert len(sources(told, "sharpness")) == len(sources(told, "stability_ratio")) == BATCHES
+
+
+def eigenvalues(net: nn.Module, values: Tensor, wanted: Tensor) -> Tensor:
+    """Of the Hessian, rising."""
+    net = net.double()
+    shapes = {name: item.shape for name, item in net.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = zip(shapes.items(), flat.split(sizes), strict=True)
+        weights = {name: part.view(shape) for (name, shape), part in parts}
+        found: Tensor = torch.func.functional_call(net, weights, (values.double(),))
+        return (found - wanted.double()).square().mean()
+
+    start = torch.cat([item.detach().flatten() for item in net.parameters()])
+    hessian: Tensor = torch.autograd.functional.hessian(loss, start)  # type: ignore[no-untyped-call]
+    return torch.linalg.eigvalsh(hessian)
+
+
 @pytest.mark.parametrize("clipped", [None, 0.01])
 def test_accumulated_batches_need_no_probe(
     pl: Any, clipped: float | None, told: gradwatch.MemorySink, data: Any, module: Any, trainer: Any

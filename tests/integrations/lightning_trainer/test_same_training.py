@@ -72,6 +72,7 @@ def test_training_is_bit_identical(
         assert any("smoothness_secant" in note and "manual" in note for note in notes)
     else:
         assert callback.summary().value("smoothness_secant") is not None
+        assert callback.summary().value("sharpness") is not None
         assert callback.summary().value("dropout_variance") is not None
 
 
