@@ -30,7 +30,8 @@ def network() -> nn.Sequential:
 
 def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
     """The loss of the training, a mean over the batch."""
-    return (model(batch[0]) - batch[1]).square().sum(1).mean() / 2
+    loss: Tensor = (model(batch[0]) - batch[1]).square().sum(1).mean() / 2
+    return loss
 
 
 def train(lr: float, steps: int = STEPS) -> list[gradwatch.Report]:

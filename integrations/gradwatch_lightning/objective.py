@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
 from gradwatch.capture.probe.objective import Objective
-from gradwatch.numerics.second_derivative import Hessian
+from gradwatch.numerics.hvp import Hessian
 
 LOGGING: Final[tuple[str, ...]] = ("log", "log_dict", "print")
 """What a training step may call that others see."""

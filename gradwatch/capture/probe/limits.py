@@ -27,6 +27,7 @@ _NO_SECOND_DERIVATIVE: Final = (
     "does not currently support double backward",
     "does not support double backward",
     "double backward is not implemented",
+    "arguments don't support automatic differentiation",  # a backward that fills buffers of its own
 )
 _LONGEST: Final = 200
 

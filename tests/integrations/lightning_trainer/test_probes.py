@@ -102,8 +102,8 @@ def eigenvalues(net: nn.Module, values: Tensor, wanted: Tensor) -> Tensor:
         return (found - wanted.double()).square().mean()
 
     start = torch.cat([item.detach().flatten() for item in net.parameters()])
-    hessian: Tensor = torch.autograd.functional.hessian(loss, start)  # type: ignore[no-untyped-call]
-    return torch.linalg.eigvalsh(hessian)
+    found: Tensor = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, start))
+    return found
 
 
 @pytest.mark.parametrize("clipped", [None, 0.01])

@@ -115,7 +115,9 @@ class Lab:
 
         def make() -> nn.Sequential:
             sizes = [64, *([32] * hidden)]
-            layers = [item for one, two in pairwise(sizes) for item in (nn.Linear(one, two), kind())]
+            layers = [
+                item for one, two in pairwise(sizes) for item in (nn.Linear(one, two), kind())
+            ]
             return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
 
         return self.seeded(make, seed)
@@ -169,6 +171,18 @@ class Lab:
         standing = watch.recommendations
         watch.close()
         return Run(told.reports, losses, standing)
+
+    @staticmethod
+    def says_nothing(verify: Callable[..., None], experiment: str, what: str, run: Run) -> None:
+        """A training that goes well is left in peace."""
+        assert run.came_down
+        verify(
+            experiment,
+            f"recommendations on learning rate, batch and momentum, {what}",
+            expected=0,
+            measured=len(run.advice),
+            tolerance="at_most",
+        )
 
 
 @pytest.fixture(scope="session")
