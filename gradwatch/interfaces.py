@@ -60,7 +60,7 @@ class Monitor(ABC):
     metrics: ClassVar[tuple[str, ...]]
     needs: ClassVar[frozenset[Need]] = frozenset()
     probed: ClassVar[tuple[str, ...]] = ()
-    probe_cost: ClassVar[float] = 1.0
+    probe_cost: float = 1.0
 
     @abstractmethod
     def read(self, view: "StepView") -> "Reading | Iterable[Reading]":

@@ -33,7 +33,8 @@ def texts(report: Report, tags: Tags) -> dict[str, str]:
         tags.recommendations: recommendations(report.recommendations),
         tags.not_measured: notes(report.notes),
     }
-    reached = next((item for item in report.measurements if item.metric == BREAK_EVEN), None)
+    newest = reversed(report.measurements)
+    reached = next((item for item in newest if item.metric == BREAK_EVEN), None)
     if reached is not None:
         said[tags.break_even] = break_even(reached)
     return said

@@ -1,5 +1,6 @@
 """Where the gradient noise makes SGD unstable although the curvature alone would not."""
 
+import math
 from typing import ClassVar, Final
 
 from typing_extensions import override
@@ -7,6 +8,7 @@ from typing_extensions import override
 from gradwatch.interfaces import Bound
 from gradwatch.records import MODEL, Interval, Measurement, ModelInfo, StepInfo
 from gradwatch.records.judgement import SIGNIFICANCE
+from gradwatch.theory.break_even import stands_for_all
 
 BROKEN: Final = 1.2
 """Ratio up to which a run may hover about the limit."""
@@ -20,8 +22,13 @@ class NoiseStability(Bound):
     examples that are parabolas with a *common* minimum, as a network has that can fit all of them.
     Without one the noise does not make the steps unstable, it adds a variance around the minimum.
 
-    From 1 to 1.2 times the limit, and where the error of `s²` leaves it open, the verdict is
-    undecided.
+    It is the limit along the sharpest direction alone. Where several directions are about as sharp
+    the noise of each adds to the others, and steps below the limit may be unstable as well: "holds"
+    says that this direction is not what breaks a run.
+
+    From 1 to 1.2 times the limit, where the error of `s²` leaves it open, and above the limit if
+    the curvature is that of less than 128 examples, whose sharpest direction is their own, the
+    verdict is undecided.
 
     References:
         Jastrzebski et al. 2020, "The Break-Even Point on Optimization Trajectories of Deep Neural
@@ -40,7 +47,7 @@ class NoiseStability(Bound):
     ) -> Interval | None:
         if measurement.scope != MODEL or step.optimizer != "SGD":
             return None
-        because = _assumptions(step) or _indistinct(measurement)
+        because = _assumptions(step) or _indistinct(measurement) or _of_few(measurement, model)
         return Interval(lower=0.0, upper=1.0, kind="law", undecided=because)
 
 
@@ -61,3 +68,13 @@ def _indistinct(measurement: Measurement) -> str:
     if value > BROKEN and not value - SIGNIFICANCE * error > 1.0:
         return "above the limit, but not for certain: the variance is measured too coarsely"
     return ""
+
+
+def _of_few(measurement: Measurement, model: ModelInfo) -> str:
+    examples = measurement.inputs.get("examples", math.nan)
+    if measurement.value <= 1.0 or stands_for_all(examples, model.train_size):
+        return ""
+    return (
+        f"it is the curvature of {examples:.0f} examples, whose sharpest direction is their own; "
+        "give the watch a probe_batch of some hundred"
+    )

@@ -1,7 +1,7 @@
 """Curvature along the gradient of the very batch that it is measured on."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from torch import Tensor
 from typing_extensions import override
@@ -37,7 +37,7 @@ class BatchSharpness(Monitor):
 
     metrics = ("rayleigh_quotient", "batch_sharpness")
     probed = ("rayleigh_quotient",)
-    probe_cost: ClassVar[float] = 3.2
+    probe_cost = 3.2
 
     def __init__(self) -> None:
         self._window = Window(WINDOW)
@@ -48,6 +48,13 @@ class BatchSharpness(Monitor):
 
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
+        ranks = 1 if view.sums is None else view.sums.ranks
+        if view.independent_gradients // ranks > 1:
+            view.note(
+                "rayleigh_quotient: the step is made of several micro-batches, and only the last "
+                "one can be evaluated again"
+            )
+            return {}
         with view.curvature(view.last) as curvature:
             gradient = curvature.gradient()
             bend = inner_product(gradient, curvature.product(gradient))

@@ -219,7 +219,11 @@ class EdgeOfStability(Monitor):
             step,
             found.ratio,
             error=found.error,
-            inputs={**found.inputs, "readings": self._means.variance.count},
+            inputs={
+                **found.inputs,
+                "readings": self._means.variance.count,
+                "examples": newest.inputs.get("examples", math.nan),
+            },
         )
 
     def _reached(

@@ -10,7 +10,7 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All entries in one vector, a copy.
 
     Args:
-        tensors: any shapes and types, at least one; a complex entry becomes two.
+        tensors: any shapes, types and layouts, at least one; a complex entry becomes two.
 
     Returns:
         (D,) float32, or float64 if any of them is, on the device of the first one.
@@ -19,7 +19,8 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
         >>> flatten([torch.ones(1, 2), torch.tensor(3.0)])
         tensor([1., 1., 3.])
     """
-    real = [torch.view_as_real(item) if item.is_complex() else item for item in tensors]
+    dense = [item if item.layout == torch.strided else item.to_dense() for item in tensors]
+    real = [torch.view_as_real(item) if item.is_complex() else item for item in dense]
     wide = any(item.dtype == torch.float64 for item in real)
     dtype = torch.float64 if wide else torch.float32
     flat = [item.detach().reshape(-1).to(real[0].device, dtype) for item in real]

@@ -23,7 +23,7 @@ from gradwatch.rules.readings import (
     curvature_readings,
 )
 from gradwatch.rules.recent import differs, usable
-from gradwatch.rules.warm_up import start
+from gradwatch.rules.warm_up import SHARE_OF_THRESHOLD, Start, start
 from gradwatch.table import number
 
 READINGS: Final = 3
@@ -31,6 +31,9 @@ PATIENCE: Final = 100
 """Steps after which a run that was thrown up by its first steps has come down again."""
 RECENT_LOSSES: Final = 30
 """What a loss is like now, where the steps since a reading may be thousands."""
+AT_A_TIME: Final = 8.0
+"""Factor by which a reading on the way off may lower the limit; weights that are far off curve by
+any number."""
 
 
 def unstable(history: History) -> Recommendation | None:
@@ -40,7 +43,11 @@ def unstable(history: History) -> Recommendation | None:
 
     Either r >= 1.2 in three readings and the smoothed loss rose by more than 5 % over them. Or the
     loss is above the first one, or not finite, and r was 1.2 or more at the start or is now: a run
-    that diverges at once has no time for three readings.
+    that diverges at once has no time for three readings. Where the loss is ten times the first one
+    and still rises, or not finite, r > 1 at the start is enough.
+
+    A run that was too fast from the start on is told half of the limit instead: the sharpness of
+    the initial weights is the lowest that it will see, and with momentum the way up breaks it.
 
     A loss that falls is left in peace, whatever r says.
 
@@ -76,13 +83,14 @@ def _diverged(history: History) -> Recommendation | None:
     if not found or not applies(found[-1].measurement.inputs):
         return None
     begun, readings = start(history), steady(history, STABILITY)
-    if begun is not None and begun.ratio >= EDGE:
-        limit, since, why = begun.limit, begun.step + 1, str(begun)
-        limit = _with_noise(history, begun.step, limit)
+    if begun is not None and _too_fast(history, begun):
+        share, since, why = SHARE_OF_THRESHOLD, begun.step + 1, str(begun)
+        limit = _with_noise(history, begun.step, begun.limit)
     elif _beyond(readings[:1]) and _enough(readings):
         above = list(takewhile(lambda reading: reading.value >= EDGE, readings))
         nearest = min(above, key=lambda reading: reading.value)
-        limit, since = (nearest.info.lr or 0.0) / nearest.value, above[-1].step
+        share, since = SAFE, above[-1].step
+        limit = (nearest.info.lr or 0.0) / min(nearest.value, AT_A_TIME)
         limit = _with_noise(history, nearest.step, limit)
         why = (
             f"the sharpness was {number(nearest.value)} of the stability threshold at step "
@@ -97,12 +105,22 @@ def _diverged(history: History) -> Recommendation | None:
         return None
     return _recommend(
         history,
-        SAFE * limit,
+        share * limit,
         f"{_loss_in_words(course)}; {why}, where steps move away from a minimum; weights that are "
         "far off by now need a restart, with this learning rate or with a warm-up that begins "
         f"below {number(limit)}",
         "warning",
     )
+
+
+def _too_fast(history: History, begun: Start) -> bool:
+    """Whether the first steps are what threw the run off.
+
+    A loss that is off and still multiplies is what steps just beyond the threshold make of it.
+    """
+    course = loss_course(history, begun.step + 1, most=RECENT_LOSSES)
+    multiplies = course is not None and course.lost and course.rising
+    return begun.ratio >= EDGE or (multiplies and begun.ratio > 1)
 
 
 def _with_noise(history: History, step: int, limit: float) -> float:
@@ -149,7 +167,7 @@ def _recommend(
         unit="P²/L" if now.optimizer == "SGD" else "P",
         severity=severity,
         reason=reason,
-        expected="the loss falls; stability_ratio at 0.8 at the same curvature, which usually "
+        expected="the loss falls; stability_ratio below 1 at the same curvature, which usually "
         "rises back to 1 in time",
         evidence=evidence(history),
         source=SOURCE,

@@ -44,7 +44,8 @@ class LearningRate(Rule):
     Lower it, to the smallest of what these ask for, with all their reasons:
 
     - r >= 1.2 in three readings and the smoothed loss rose by more than 5 % over them; or the loss
-      is above the first one, or not finite, and r was 1.2 or more at the start or is now: 0.8 lr/r.
+      is above the first one, or not finite, and r was 1.2 or more at the start or is now: 0.8 lr/r,
+      but 0.5 lr/r of the start.
       Where r is not measured: the loss is above the first one and does not fall, and `lr L > 2` in
       more than half of the newest readings of plain SGD: 0.5/L.
     - The loss rose, gradient noise makes the training unstable at r < 1, and neither momentum nor

@@ -14,6 +14,8 @@ ENOUGH_LOSSES: Final = 9
 """Three in each third."""
 RISE: Final = 0.05
 """Relative rise of the smoothed loss that counts."""
+LOST: Final = 10.0
+"""Factor above the first loss from which a run is off."""
 SPIKE: Final = 3.0
 """Factor above the median from which a loss is a spike."""
 _SIGMAS: Final = 2.0
@@ -23,6 +25,9 @@ _LARGEST = 1e30  # of means that do not overflow
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCourse:
     """The losses of some steps, smoothed by the means of their first and their last third.
+
+    A loss that multiplies scatters as much as it grows, so that its means prove nothing. Losses
+    above 0 are compared in logarithms as well.
 
     Attributes:
         first: the first loss of the run, NaN if unknown [L].
@@ -35,6 +40,10 @@ class LossCourse:
         count: their number, of the finite ones.
         blown_up: the newest loss is not finite.
         trend: slope over its standard error as the stationarity says it, NaN if unknown.
+        growth: logarithm of the last third's geometric mean over that of the first, NaN if a loss
+            is not above 0.
+        growth_error: its standard error.
+        newer_least: what the geometric mean of the last third is at least [L], NaN likewise.
     """
 
     first: float
@@ -47,13 +56,21 @@ class LossCourse:
     count: int
     blown_up: bool
     trend: float
+    growth: float = math.nan
+    growth_error: float = math.inf
+    newer_least: float = math.nan
 
     @property
     def rising(self) -> bool:
-        """By more than 5 %, and by more than the scatter explains."""
+        """By more than 5 %, and by more than the scatter explains; in logarithms above the first.
+
+        Losses of batches that are far below the first one scatter over orders of magnitude.
+        """
         change = self.newer - self.older
         clear = change > RISE * abs(self.older) and change > _SIGMAS * self.change_error
-        return self.blown_up or (self._enough and clear)
+        multiplies = self.growth > max(math.log1p(RISE), _SIGMAS * self.growth_error)
+        grown = multiplies and self.newer_least > self.first
+        return self.blown_up or (self._enough and (clear or grown))
 
     @property
     def falling(self) -> bool:
@@ -64,9 +81,14 @@ class LossCourse:
     @property
     def above_first(self) -> bool:
         """By more than 5 %, for certain, and not on its way down; or not finite any more."""
-        least = self.newer - _SIGMAS * self.newer_error
-        above = self._enough and least > self.first + RISE * abs(self.first)
+        above = self._enough and self._least > self.first + RISE * abs(self.first)
         return self.blown_up or (above and not self.falling)
+
+    @property
+    def lost(self) -> bool:
+        """Far above the first one, for certain, and not on its way down; or not finite any more."""
+        far = self.first > 0 and self._least > LOST * self.first
+        return self.blown_up or (self.above_first and far)
 
     @property
     def not_below_first(self) -> bool:
@@ -78,6 +100,12 @@ class LossCourse:
         """It neither rises nor jumps."""
         jumps = self.largest > SPIKE * self.middle
         return self._enough and not self.rising and not jumps
+
+    @property
+    def _least(self) -> float:
+        """What the mean of the last third is at least, which is not below the geometric one."""
+        least = self.newer - _SIGMAS * self.newer_error
+        return max(least, self.newer_least) if self.newer_least > 0 else least
 
     @property
     def _enough(self) -> bool:
@@ -102,6 +130,7 @@ def loss_course(history: History, since: int, most: int | None = None) -> LossCo
     third = max(1, len(finite) // 3)
     older, newer = finite[:third] or [math.nan], finite[-third:] or [math.nan]
     window = newest_value(history, "stationarity_recent")
+    before, now = _logarithms(older), _logarithms(newer)
     return LossCourse(
         first=_first_loss(history),
         older=fmean(older),
@@ -113,6 +142,9 @@ def loss_course(history: History, since: int, most: int | None = None) -> LossCo
         count=len(finite),
         blown_up=not _is_finite(losses[-1]),
         trend=known(window.inputs, "loss_trend") if window else math.nan,
+        growth=fmean(now) - fmean(before),
+        growth_error=math.hypot(_error(before), _error(now)),
+        newer_least=math.exp(fmean(now) - _SIGMAS * _error(now)),
     )
 
 
@@ -131,6 +163,10 @@ def _losses(history: History, since: int) -> list[float]:
 def _first_loss(history: History) -> float:
     seen = (step.loss for step in history[0].steps if step.loss is not None)
     return next((loss for loss in seen if _is_finite(loss)), math.nan)
+
+
+def _logarithms(losses: Sequence[float]) -> list[float]:
+    return [math.log(loss) for loss in losses] if min(losses) > 0 else [math.nan]
 
 
 def _is_finite(loss: float) -> bool:

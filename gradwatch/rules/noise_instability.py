@@ -11,6 +11,7 @@ from gradwatch.rules.loss_course import LossCourse, loss_course
 from gradwatch.rules.readings import NOISE_STABILITY, curvature_readings
 from gradwatch.rules.recent import differs, known, usable, usual_batch_size
 from gradwatch.table import number
+from gradwatch.theory.break_even import stands_for_all
 
 VARIANCE_ERROR: Final = 0.2
 """Relative standard error of a running mean of the variance where nothing better is known; that of
@@ -124,13 +125,12 @@ class NoiseInstability:
         inputs, course = self.measurement.inputs, self.course
         momentum = f"; momentum {number(self.momentum)} multiplies the noise by {_gain(self)}"
         return (
-            f"the loss rose from {number(course.older)} to {number(course.newer)} and the "
-            f"instability is caused by gradient noise: lr {number(self.learning_rate)} is "
-            f"{number(self.measurement.value)} of the limit at batch {number(self.batch_size)}, "
+            f"{_rise(course)} and the instability is caused by gradient noise: lr "
+            f"{number(self.learning_rate)} is {number(self.measurement.value)} of the limit at batch {number(self.batch_size)}, "
             f"{number(self.ratio)} without noise (sharpness {number(known(inputs, 'sharpness'))}, "
             f"its variance over examples {number(known(inputs, 'sharpness_variance'))}, which is "
             f"rough{momentum if self.momentum else ''}); this takes for granted that the "
-            "examples have a minimum in common"
+            "examples have a minimum in common, and one direction is by far the sharpest"
         )
 
 
@@ -141,10 +141,10 @@ def noise_unstable(history: History) -> NoiseInstability | None:
         history: the reports so far.
 
     Returns:
-        The state; None unless the ratio was 1.2 or more in three readings, is above 1 for certain,
-        and the smoothed loss rose by more than 5 % over them: without a minimum in common the
-        noise adds a stationary variance and no instability, so that a loss that is flat proves
-        nothing. None as well where `gradwatch.rules.curvature.stability` is.
+        The state; None unless the ratio was 1.2 or more in three readings, is above 1 for certain
+        and of 128 examples at least, and the smoothed loss rose by more than 5 % over them: without
+        a minimum in common the noise adds a stationary variance and no instability, so that a loss
+        that is flat proves nothing. None as well where `gradwatch.rules.curvature.stability` is.
     """
     state, batch_size = stability(history), usual_batch_size(history)
     readings = steady(history, NOISE_STABILITY)
@@ -156,6 +156,7 @@ def noise_unstable(history: History) -> NoiseInstability | None:
     window = spaced(readings, READINGS)
     above = bool(window) and all(reading.value >= EDGE for reading in window)
     inputs = newest.measurement.inputs
+    above = above and stands_for_all(known(inputs, "examples"), history.model.train_size)
     size, momentum = known(inputs, "batch_size"), now.momentum or 0.0
     if not above or size != batch_size or not 0 <= momentum < 1:
         return None
@@ -173,6 +174,12 @@ def noise_unstable(history: History) -> NoiseInstability | None:
         batch_size=size,
         train_size=history.model.train_size,
     )
+
+
+def _rise(course: LossCourse) -> str:
+    if course.blown_up:
+        return "the loss is not finite any more"
+    return f"the loss rose from {number(course.older)} to {number(course.newer)}"
 
 
 def _certain(noise_ratio: Measurement, ratio: float) -> bool:

@@ -14,7 +14,8 @@ EARLY: Final = 0.05
 """Share of the planned steps within which the start is news."""
 EARLY_REPORTS: Final = 10
 """Number of reports within which it is."""
-_SHARE_OF_THRESHOLD = 0.5
+SHARE_OF_THRESHOLD: Final = 0.5
+"""Of the largest stable learning rate, to begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def warm_up(history: History) -> Recommendation | None:
     if begun is None or begun.ratio <= 1 or not _early(history):
         return None
     course, lr = loss_course(history, begun.step + 1), history[-1].info.lr or 0.0
-    proposed = _SHARE_OF_THRESHOLD * begun.limit
+    proposed = SHARE_OF_THRESHOLD * begun.limit
     if course is None or not course.not_below_first or not differs(lr, proposed):
         return None
     return Recommendation(

@@ -11,14 +11,25 @@ from gradwatch.records import Measurement, ModelInfo, StepInfo, Verdict
 
 
 def judge(
-    value: float, *, error: float | None = 0.0, scope: str = "model", **settings: Any
+    value: float,
+    *,
+    error: float | None = 0.0,
+    scope: str = "model",
+    examples: float = 512.0,
+    train_size: int | None = None,
+    **settings: Any,
 ) -> Verdict | None:
     bound = NoiseStability()
     facts = {"step": 5, "lrs": (0.1,), "optimizer": "SGD", "momentum": 0.9, **settings}
     measurement = Measurement(
-        metric="noise_stability_ratio", scope=scope, step=5, value=value, standard_error=error
+        metric="noise_stability_ratio",
+        scope=scope,
+        step=5,
+        value=value,
+        standard_error=error,
+        inputs={"examples": examples},
     )
-    interval = bound.interval(measurement, StepInfo(**facts), ModelInfo())
+    interval = bound.interval(measurement, StepInfo(**facts), ModelInfo(train_size=train_size))
     if interval is None:
         return None
     return Verdict.of(measurement, interval, bound="NoiseStability", source=bound.source)
@@ -46,6 +57,12 @@ def test_a_coarse_variance_decides_nothing(value: float, error: float | None, wo
     found = decided(value, error=error)
     assert found.status == "undecided"
     assert words in found.because
+
+
+def test_the_sharpest_direction_of_few_examples_is_their_own() -> None:
+    assert "of 32 examples" in decided(2.0, examples=32.0).because
+    assert decided(0.9, examples=32.0).status == "holds"
+    assert decided(2.0, examples=32.0, train_size=32).status == "violated"
 
 
 def test_far_beyond_a_coarse_variance_is_enough() -> None:

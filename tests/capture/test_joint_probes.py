@@ -1,5 +1,6 @@
 """Probes that several processes make together: one curvature of all batches, and nobody waits."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -130,7 +131,7 @@ def train(
 def take(optimizer: Optimizer) -> None:
     try:
         optimizer.step()
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         optimizer.step()
 
 
@@ -189,6 +190,17 @@ class MoreThanItSaid(Sharpness):
         return super().joint_sums(view) - 2
 
 
+def interrupts(model: nn.Module, batch: Batch, left: list[int] = [3]) -> Tensor:  # noqa: B006
+    """On one rank somebody presses a key in the middle of a probe."""
+    probing = not isinstance(model, DistributedDataParallel)
+    if probing and dist.get_rank() == 1 and left:
+        left[0] -= 1
+        if left[0] == 0:
+            left.clear()
+            raise KeyboardInterrupt
+    return loss_fn(model, batch)
+
+
 def closes(*, other_first: bool) -> Callable[[int, gradwatch.Watch], None]:
     def before_step(step: int, watch: gradwatch.Watch) -> None:
         if step != 3:
@@ -235,6 +247,11 @@ def all_of_them() -> dict[str, Any]:
     for after in (0, 1, 7):
         monitors = [Breaks(after, OSError("on one rank")), BatchSharpness()]
         found[f"breaks {after}"] = train(ddp(), monitors=monitors, **place)
+    monitors = [Breaks(0, OSError("on one rank")), BatchSharpness()]
+    found["reported late"] = train(ddp(), monitors=monitors, log_every_n_steps=STEPS, **place)
+    monitors = [Breaks(2, OSError("on one rank")), BatchSharpness()]
+    found["on_error"] = train(ddp(), monitors=monitors, on_error="raise", **place)
+    found["interrupt"] = train(ddp(), loss_fn=interrupts, **place)
     memory = torch.OutOfMemoryError("out of memory")
     found["memory"] = train(fsdp(), monitors=[Breaks(1, memory), BatchSharpness()], **place)
     found["no batch"] = train(ddp(), tell=dist.get_rank() == 0, **place)
@@ -310,6 +327,25 @@ def test_a_joint_probe_that_breaks_on_one_rank_is_off_on_all(
     assert steps_of(first, "rayleigh_quotient") == list(range(STEPS)), "the others go on"
 
 
+def test_the_others_go_on_before_the_next_report(ranks: dict[str, Any]) -> None:
+    first, second = ranks["reported late"]
+    assert first["failures"].keys() == second["failures"].keys()
+    assert steps_of(first, "rayleigh_quotient") == list(range(STEPS))
+
+
+@pytest.mark.parametrize("name", ["interrupt", "on_error"])
+def test_what_leaves_a_probe_leaves_nobody_waiting_for_the_next_one(
+    name: str, ranks: dict[str, Any]
+) -> None:
+    first, second = ranks[name]
+    assert_same(first["weights"], second["weights"])
+    assert steps_of(first, "rayleigh_quotient")[-2:] == [STEPS - 2, STEPS - 1]
+
+
+def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
+    assert all(torch.equal(mine, its) for mine, its in zip(one, other, strict=True))
+
+
 def test_a_rank_that_runs_out_of_memory_is_not_waited_for(ranks: dict[str, Any]) -> None:
     first, second = ranks["memory"]
     (failure,) = second["failures"].values()
@@ -334,6 +370,7 @@ def test_a_rank_may_close_while_another_waits_in_a_probe(
     assert speaking["failures"] == closed["failures"] == {}
     assert steps_of(speaking, "sharpness")[:3] == [0, 1, 2]
     assert any("another rank was closed" in note for note in speaking["notes"])
+    assert all(math.isfinite(value) for value in speaking["points"].values())
 
 
 def test_a_rank_that_captures_nothing_any_more_is_not_waited_for(ranks: dict[str, Any]) -> None:

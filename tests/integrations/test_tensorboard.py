@@ -309,6 +309,7 @@ def test_every_report_can_be_seen_at_once(tmp_path: Path) -> None:
         assert LAYOUT in shown(tmp_path).Tags()["tensors"]
         assert scalars(tmp_path)["gradwatch/loss"][-1] == (step, 0.5)
     sink.close()
+    assert list(charts(tmp_path)) == ["Is it learning?", "Is the learning rate right?"], "once"
 
 
 METRICS = ["loss", "update_ratio", "update_ratio_max", "activation_gain", "nonfinite", "mine.x"]
@@ -444,6 +445,12 @@ def test_the_break_even_point_is_told_in_words_once(tmp_path: Path) -> None:
     for _, text in said:
         assert "As long as the loss falls, that is normal." in text
         assert "no theorem" in text
+
+
+def test_of_two_break_even_points_the_newer_one_is_told() -> None:
+    both = reached(20, at=7).measurements + reached(30, at=25).measurements
+    ((_, said),) = drawn(Report(step=30, measurements=both)).texts["gradwatch/break_even"]
+    assert "step 25" in said
 
 
 def test_a_long_run_has_its_break_even_step_in_full() -> None:

@@ -818,7 +818,8 @@ def test_trl_fine_tuning(tmp_path: Path) -> None:
     trainer.train()
     assert callback.watch is not None
     # Its loss, computed in chunks, has no second derivative.
-    assert callback.watch.failures.keys() <= {"probe Sharpness", "probe BatchSharpness"}
+    probes = {f"probe of monitor {name}" for name in ("Sharpness", "BatchSharpness")}
+    assert callback.watch.failures.keys() <= probes
     assert all("second derivatives" in why for why in callback.watch.failures.values())
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 3

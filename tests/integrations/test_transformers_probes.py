@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from transformers.data.data_collator import default_data_collator
 
 from gradwatch_transformers import attach
+from gradwatch_transformers.values import NewestValues
 
 TOKENS, LENGTH, BATCH, STEPS, LR = 31, 10, 4, 3, 1e-2
 EVERY: dict[str, Any] = {
@@ -244,6 +245,18 @@ def test_a_probe_batch_gives_the_smoothness_of_a_loss_outside_of_the_model(tmp_p
     assert len(run.points("smoothness_secant")) == STEPS
     wrong = "gradient_square: the loss must be a scalar tensor, got a NoneType"
     assert any(wrong in note for note in run.reports[0].notes)
+
+
+def test_the_break_even_point_is_told_with_the_next_log() -> None:
+    reached = gradwatch.Measurement(metric="break_even_step", scope="model", step=5, value=5.0)
+    values = NewestValues("gradwatch", per_layer=False)
+    for report in (
+        gradwatch.Report(step=5, measurements=(reached,)),
+        gradwatch.Report(step=6),
+    ):
+        values.write(report)
+    assert "step 5" in values.take_texts()["gradwatch/break_even"]
+    assert values.take_texts() == {}
 
 
 class StopAt(TrainerCallback):

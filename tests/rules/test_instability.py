@@ -247,7 +247,7 @@ def test_a_run_that_diverges_at_once_hears_of_the_curvature_at_its_start(
     assert silent(curved_run([2.5], losses, begin=0, inputs=START))  # of one loss
     found = only(curved_run([2.5, GAP, GAP, GAP], losses, begin=0, inputs=START))
     assert (found.severity, found.direction) == ("warning", "down")
-    assert found.proposed == pytest.approx(0.8 * 2 / 50)
+    assert found.proposed == pytest.approx(0.5 * 2 / 50)
     assert words in found.reason
     assert "sharpness at step 0 was 50 = 2.5 of the stability threshold" in found.reason
     assert "restart" in found.reason
@@ -268,7 +268,7 @@ def test_a_run_that_is_thrown_up_gets_100_steps_to_come_down(curved_run: Histori
 def test_the_threshold_of_momentum_is_that_of_momentum(curved_run: Histories) -> None:
     heavy = {**START, "threshold": 38.0}
     found = only(curved_run([50 / 38, GAP, GAP, GAP], stuck, begin=0, inputs=heavy, momentum=0.9))
-    assert found.proposed == pytest.approx(0.8 * 3.8 / 50)
+    assert found.proposed == pytest.approx(0.5 * 3.8 / 50)
     lower = {**heavy, "first_sharpness": 37.0}
     assert silent(curved_run([37 / 38, GAP, GAP, GAP], stuck, begin=0, inputs=lower, momentum=0.9))
 
@@ -283,7 +283,34 @@ def test_the_curvature_of_ruined_weights_does_not_count(now: float, curved_run: 
         replace(ratio, value=now, inputs={**ratio.inputs, "relative_error": math.nan}),
     )
     history.replace_newest(replace(report, measurements=ruined))
-    assert only(history).proposed == pytest.approx(0.8 * 2 / 50)
+    assert only(history).proposed == pytest.approx(0.5 * 2 / 50)
+
+
+def test_a_start_just_beyond_the_threshold_is_told_of_a_loss_that_multiplies(
+    curved_run: Histories,
+) -> None:
+    begun = {**START, "first_sharpness": 21.0}  # 1.05 of the threshold
+
+    def said(factor: float) -> bool:
+        losses = [2.3 * factor**step for step in range(200)]
+        history = curved_run([1.05, GAP, GAP, GAP], losses.__getitem__, begin=0, inputs=begun)
+        found = LearningRate().advise(history)
+        return any(item.severity == "warning" for item in found)
+
+    assert said(1.2)
+    assert not said(1.001)
+    below = {**START, "first_sharpness": 19.0}
+    off = curved_run([0.95, GAP, GAP, GAP], lambda step: 2.3 * 1.2**step, begin=0, inputs=below)
+    assert silent(off)
+
+
+def test_the_curvature_of_weights_that_are_off_lowers_by_a_factor_only(
+    curved_run: Histories,
+) -> None:
+    """One reading before, a parabola would have been stable."""
+    calm = {"first_sharpness": 16.0, "readings": 2.0}
+    found = only(curved_run([0.8, 700_000.0], exploding, begin=0, inputs=calm))
+    assert found.proposed == pytest.approx(0.8 * 0.1 / 8)
 
 
 def test_a_run_that_comes_beyond_the_edge_later(curved_run: Histories) -> None:

@@ -79,6 +79,20 @@ def test_above_the_first_one_for_certain() -> None:
     assert not course(line(2.5, 2.5), first=math.nan).above_first
 
 
+def test_a_loss_that_multiplies_rises() -> None:
+    """Its largest values make its means as uncertain as they are large."""
+    grown = [2.0 * 3.0**at for at in range(30)]
+    assert course(grown).rising
+    assert course(grown).above_first
+    assert course(grown).lost
+    assert not course([9.0 * 1.01**at for at in range(30)]).lost  # four times the first one
+    assert not course([30.0, 900.0] * 15).rising
+    assert course([30.0, 900.0] * 15).lost
+    # Far below the first loss, where batches scatter over orders of magnitude, it is no news.
+    assert not course([1e-9 * 3.0 ** (at + 5 * (at % 2)) for at in range(15)]).rising
+    assert not course(grown, first=math.nan).lost
+
+
 def test_a_spike_is_not_smooth() -> None:
     calm = line(1.0, 1.0)
     assert course(calm).smooth

@@ -89,6 +89,17 @@ def test_a_large_momentum_is_what_makes_small_batches_unstable(noisy: Histories)
     assert "batch size 34 or learning rate" in found.reason  # 1.25 x 27.14, rounded up
 
 
+def test_the_sharpest_direction_of_few_examples_is_their_own(noisy: Histories) -> None:
+    assert advice(noisy(noise_inputs={"examples": 32.0})) == []
+    assert len(advice(noisy(noise_inputs={"examples": 512.0}))) == 1
+
+
+def test_a_loss_that_is_not_finite_did_not_rise_from_nan(noisy: Histories) -> None:
+    (found,) = advice(noisy(losses=lambda step: rising(step) if step < 1300 else math.nan))
+    assert found.reason.startswith("the loss is not finite any more")
+    assert "nan" not in found.reason
+
+
 def test_without_momentum_the_batch(noisy: Histories) -> None:
     plain, noise = ratios(0.0, 1)
     assert plain < 1

@@ -22,12 +22,9 @@ class Preconditioner:
     Attributes:
         inverse_roots: `P^(-1/2)`, one tensor a parameter, of its part on this rank; 0 where the
             optimizer has no state, so that the parameter does not move [(P/L)^(1/2)].
-        weight_decays: what the optimizer adds to the Hessian by a weight decay that it adds to
-            the gradients [L/P²].
     """
 
     inverse_roots: tuple[Tensor, ...]
-    weight_decays: tuple[float | Tensor, ...]
 
 
 def has_preconditioner(optimizer: Optimizer) -> bool:
@@ -62,22 +59,19 @@ def preconditioner(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> Pr
     groups = {id(item): group for group in optimizer.param_groups for item in group["params"]}
     if not any(id(item) in groups and optimizer.state.get(item) for item in parameters.values()):
         return None
-    found = [_of_one(item, groups, optimizer) for item in parameters.values()]
     return Preconditioner(
-        inverse_roots=tuple(root for root, _ in found),
-        weight_decays=tuple(decay for _, decay in found),
+        tuple(_inverse_root(item, groups, optimizer) for item in parameters.values())
     )
 
 
-def _of_one(
+def _inverse_root(
     parameter: Tensor, groups: Mapping[int, Mapping[str, Any]], optimizer: Optimizer
-) -> tuple[Tensor, float | Tensor]:
+) -> Tensor:
     group, state = groups.get(id(parameter)), optimizer.state.get(parameter)
     if group is None or not state:
-        return torch.zeros_like(local_part(parameter)), 0.0
-    decoupled = isinstance(optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        return torch.zeros_like(local_part(parameter))
     divisor = _of_rmsprop(state, group) if "square_avg" in state else _of_adam(state, group)
-    return divisor.rsqrt(), 0.0 if decoupled else group["weight_decay"]
+    return divisor.rsqrt()
 
 
 def _of_rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """The probes of a watch: when they run, on what, and what they found."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 import torch
@@ -173,14 +173,17 @@ class Probes:
         self._can_run = view.objective is not None or view.fixed_objective is not None
         lengths = self._joint_sums(due, view)
         agreed = self._agreed(lengths)
-        for name in due:
-            mine = lengths.get(name, [])
-            if mine and not agreed:
-                continue  # what is meant for all ranks is not told by one of them
-            with self._stopwatch.time(name), self._taking_part(mine, view):
-                found = self._isolation.run(name, self._run_one, name, view) if able else None
-            self.schedule.ran(name, used=self._joint or bool(found))
-            self._found |= found or {}
+        with self._keeping_word(lengths if agreed else {}) as left:
+            for name in due:
+                mine, found = left.pop(name, []), None
+                # What is meant for all ranks is not told by one of them.
+                if able and (agreed or not lengths.get(name)):
+                    with self._stopwatch.time(name), self._taking_part(mine, view):
+                        found = self._isolation.run(name, self._run_one, name, view)
+                elif mine:
+                    self._take_part(mine)
+                self.schedule.ran(name, used=self._joint or bool(found))
+                self._found |= found or {}
         self.notes += view.notes
 
     def _joint_sums(self, due: Sequence[str], view: ProbeView) -> dict[str, list[int]]:
@@ -198,13 +201,42 @@ class Probes:
         return self._meet(series)
 
     def _sums_of(self, name: str, view: ProbeView) -> list[int]:
-        count = self._isolation.run(name, self._monitors[name].joint_sums, view)
+        count = self._count(name, view)
         if not count:
             return []
         sharded = sharded_parameters(self._model).values()
         whole = [sum(item.numel() for item in sharded)] if sharded else []
         wanted = view.of_optimizers(dict(self._model.named_parameters())).values()
         return [*whole, *([sum(item.numel() for item in wanted)] * count)]
+
+    def _count(self, name: str, view: ProbeView) -> int:
+        joint_sums = self._monitors[name].joint_sums
+        if name not in self._isolation.failures:
+            return self._isolation.run(name, joint_sums, view) or 0
+        with suppress(Exception):  # it is off here, and the others do not know yet
+            return joint_sums(view)
+        return 0
+
+    @contextmanager
+    def _keeping_word(
+        self, lengths: Mapping[str, Sequence[int]]
+    ) -> Iterator[dict[str, Sequence[int]]]:
+        """Takes part in all sums that were agreed, whatever leaves the block.
+
+        Yields:
+            The sums that are left of each probe, to be taken out.
+        """
+        left = dict(lengths)
+        try:
+            yield left
+        finally:
+            for each in left.values():
+                self._take_part(each)
+
+    def _take_part(self, lengths: Sequence[int]) -> None:
+        if self._sums is not None:
+            self._sums.begin(lengths)
+            self._sums.finish()
 
     @contextmanager
     def _taking_part(self, lengths: Sequence[int], view: ProbeView) -> Iterator[None]:

@@ -187,7 +187,7 @@ class ProbeView:
         share = self.sums.share
         pairs = zip(own.values(), found.inverse_roots, strict=True)
         whole = self.sums.sum([padded(item, share(item), part) for item, part in pairs])
-        return Preconditioner(tuple(whole), found.weight_decays)
+        return Preconditioner(tuple(whole))
 
     def of_optimizers(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of some parameters that the optimizers hold and that are trained.

@@ -1,6 +1,7 @@
 """What the ranks tell one another at the end of a sampled step, and when they do not."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ class Exchange:
     @torch.no_grad()
     def _reduce(self, tensors: StepTensors | None) -> tuple[StepTensors | None, Tensor | None]:
         if not self._ranks.meet():
-            return tensors, None
+            # What the probes of this step added up may be without the ranks that are gone.
+            return None if tensors is None else replace(tensors, probed={}), None
         return self._layout().combine(tensors, self._isolation)
 
     def _layout(self) -> Reduction:

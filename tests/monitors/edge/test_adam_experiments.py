@@ -37,8 +37,10 @@ def test_b6_the_preconditioned_sharpness_stays_at_the_threshold(
     scaled = [lr * value for value in run.at("preconditioned_sharpness", first, last)]
     what = f"eta times preconditioned sharpness, steps {first} to {last}, eta {lr}, beta1 {beta1}"
     for name, value, tolerance in (
-        ("mean", fmean(scaled), 0.15), ("smallest", min(scaled), 0.25), ("largest", max(scaled), 0.25)
-    ):  # fmt: skip
+        ("mean", fmean(scaled), 0.15),
+        ("smallest", min(scaled), 0.25),
+        ("largest", max(scaled), 0.25),
+    ):
         verify(
             "B6", f"{name} {what}", expected=lr * theory.adam_threshold(lr, beta1),
             measured=value, tolerance=("relative", tolerance),
