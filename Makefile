@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train on handwritten digits, watched; then once more with the advice followed
 	$(BIN)/gradwatch demo
 
+# Two workers on two cores: threads of tiny operations would only wait for one another.
+test modes verify: export OMP_NUM_THREADS = 1
+
 test: setup lint types contracts  ## style, types, layers and all quick tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

@@ -54,4 +54,5 @@ def oracle(session: nox.Session) -> None:
     session.install("--no-deps", "--editable", ".")
     needed = ("backpack-for-pytorch", "einops", "einconv", "opt-einsum", "linear-operator", "tqdm")
     session.install("--no-deps", "curvlinops-for-pytorch==3.0.1", "jaxtyping", "mpmath", *needed)
-    session.run("python", "-m", "pytest", "tests/numerics/test_lanczos_networks.py", *session.posargs)
+    tests = "tests/numerics/test_lanczos_networks.py"
+    session.run("python", "-m", "pytest", tests, *session.posargs)

@@ -438,7 +438,8 @@ def is_signs(item: Tensor) -> bool:
 def test_the_graph_of_a_step_is_let_go(steps: int, told: bool) -> None:
     """Between steps the watch holds numbers only: no batch, no activation, no gradient, no graph.
 
-    But what the monitors of the curvature say they keep: an eigenvector, and random signs. After two steps the newest one was not sampled, and what is told in it is let go as well.
+    But what the monitors of the curvature say they keep: an eigenvector, and random signs. After
+    two steps the newest one was not sampled, and what is told in it is let go as well.
     """
     model = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 300))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -386,6 +386,7 @@ class Session:
             model=self.info,
             lr=lrs[0] if lrs else None,
             independent_gradients=self.independent_expected,
+            ranks=self.exchange.size,
             optimized=frozenset(self.table.everything()),
             optimizer=optimizer if len(self.optimizers) == 1 else None,
         )

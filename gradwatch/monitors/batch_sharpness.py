@@ -48,8 +48,7 @@ class BatchSharpness(Monitor):
 
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
-        ranks = 1 if view.sums is None else view.sums.ranks
-        if view.independent_gradients // ranks > 1:
+        if view.microbatches > 1:
             view.note(
                 "rayleigh_quotient: the step is made of several micro-batches, and only the last "
                 "one can be evaluated again"

@@ -17,7 +17,6 @@ from gradwatch.numerics.gram import FEWEST, MOST, covariance_estimate
 from gradwatch.numerics.projection import SIZE, Projection
 from gradwatch.numerics.reading import Reading
 from gradwatch.numerics.running import reading_of
-from gradwatch.numerics.sharding import world_size
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
 from gradwatch.theory.break_even import resolution_limit
 
@@ -101,7 +100,7 @@ class GradientCovariance(Monitor):
     @override
     def probe(self, view: ProbeView) -> dict[str, Tensor]:
         self._probed = None
-        if view.independent_gradients // world_size() >= RESOLVING:
+        if view.microbatches >= RESOLVING:
             return {}
         count = min(self._parts, view.last.examples // 2)
         if count < FEWEST:

@@ -242,8 +242,7 @@ def _variance(curvature: Curvature, vector: Sequence[Tensor]) -> dict[str, Tenso
 
 def _examples(view: ProbeView) -> float:
     """Of all ranks; NaN if the batch does not show them."""
-    ranks = 1 if view.sums is None else view.sums.ranks
-    return float(ranks * _count(view.any) or math.nan)
+    return float(view.ranks * _count(view.any) or math.nan)
 
 
 def _count(objective: Objective) -> int:

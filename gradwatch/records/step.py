@@ -16,6 +16,7 @@ class StepInfo:
         momentum: momentum of the first group, None where the optimizer has none.
         dampening: of the momentum of the first group, None where it has no momentum.
         nesterov: the momentum of the first group is Nesterov's.
+        maximize: the first group goes up the gradient.
         betas: Adam's decay rates of the first group, None where it has none.
         weight_decay: of the first group, None where the optimizer has none.
         batch_size: samples per optimizer step, summed over micro-batches; None if unseen.
@@ -32,6 +33,7 @@ class StepInfo:
     momentum: float | None = None
     dampening: float | None = None
     nesterov: bool = False
+    maximize: bool = False
     betas: tuple[float, ...] | None = None
     weight_decay: float | None = None
     batch_size: int | None = None

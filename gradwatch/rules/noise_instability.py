@@ -126,10 +126,10 @@ class NoiseInstability:
         momentum = f"; momentum {number(self.momentum)} multiplies the noise by {_gain(self)}"
         return (
             f"{_rise(course)} and the instability is caused by gradient noise: lr "
-            f"{number(self.learning_rate)} is {number(self.measurement.value)} of the limit at batch {number(self.batch_size)}, "
-            f"{number(self.ratio)} without noise (sharpness {number(known(inputs, 'sharpness'))}, "
-            f"its variance over examples {number(known(inputs, 'sharpness_variance'))}, which is "
-            f"rough{momentum if self.momentum else ''}); this takes for granted that the "
+            f"{number(self.learning_rate)} is {number(self.measurement.value)} of the limit at "
+            f"batch {number(self.batch_size)}, {number(self.ratio)} without noise (sharpness "
+            f"{number(known(inputs, 'sharpness'))}, its variance over examples "
+            f"{number(known(inputs, 'sharpness_variance'))}, which is rough{momentum if self.momentum else ''}); this takes for granted that the "
             "examples have a minimum in common, and one direction is by far the sharpest"
         )
 

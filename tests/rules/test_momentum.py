@@ -95,7 +95,7 @@ def test_the_sharpest_direction_of_few_examples_is_their_own(noisy: Histories) -
 
 
 def test_a_loss_that_is_not_finite_did_not_rise_from_nan(noisy: Histories) -> None:
-    (found,) = advice(noisy(losses=lambda step: rising(step) if step < 1300 else math.nan))
+    (found,) = advice(noisy(losses=lambda step: rising(step) if step < 1100 else math.nan))
     assert found.reason.startswith("the loss is not finite any more")
     assert "nan" not in found.reason
 

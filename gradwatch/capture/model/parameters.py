@@ -99,7 +99,7 @@ def has_stepped(optimizer: Optimizer) -> bool:
 
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:
-    """What the first parameter group says of momentum, its kind, betas and weight decay.
+    """What the first parameter group says of momentum, its kind, sign, betas and weight decay.
 
     Args:
         optimizer: a torch optimizer.
@@ -116,6 +116,7 @@ def settings_of(optimizer: Optimizer) -> dict[str, Any]:
         # Without momentum torch's SGD leaves it out of account.
         "dampening": _number(group.get("dampening")) if momentum else None,
         "nesterov": momentum is not None and group.get("nesterov") is True,
+        "maximize": group.get("maximize") is True,
         "betas": tuple(map(float, betas)) if _all_numbers(betas) and betas else None,
         "weight_decay": _number(group.get("weight_decay")),
     }

@@ -44,6 +44,7 @@ class ProbeView:
         lr: learning rate of the first parameter group [P²/L].
         independent_gradients: how many independent gradients the step's own one is averaged
             from, over micro-batches and ranks: with two or more, the noise is known anyway.
+        ranks: that train together.
         objective: the loss on the last batch that the model was called with, or None.
         fixed_objective: the loss on the `probe_batch` of the watch, or None.
         optimized: names of the parameters that the optimizers hold; None for all.
@@ -56,6 +57,7 @@ class ProbeView:
     model: ModelInfo
     lr: float | Tensor | None = None
     independent_gradients: int = 1
+    ranks: int = 1
     objective: Objective | None = None
     fixed_objective: Objective | None = None
     optimized: frozenset[str] | None = None
@@ -134,6 +136,11 @@ class ProbeView:
         """
         given = self.parameters(objective) if at is None else at
         return objective.gradient(given, rows)
+
+    @property
+    def microbatches(self) -> int:
+        """How many gradients of this rank the step's own one is averaged from, if it is known."""
+        return max(1, self.independent_gradients // self.ranks)
 
     @property
     def preconditioned(self) -> bool:

@@ -63,6 +63,11 @@ class Exchange:
         """Whether the values are those of all ranks."""
         return self._ranks.joint
 
+    @property
+    def size(self) -> int:
+        """How many ranks train together."""
+        return self._ranks.size if self._ranks.joint else 1
+
     def is_on(self, part: str) -> bool:
         """Whether a part is on, as far as all ranks know.
 

@@ -31,6 +31,7 @@ from gradwatch.theory.break_even.noise import (
     stability_shares,
     stable_curvatures,
 )
+from gradwatch.theory.break_even.objective import another_gradient, same_gradient
 from gradwatch.theory.break_even.optimizer import (
     PRECONDITIONED,
     Threshold,
@@ -55,6 +56,7 @@ __all__ = [
     "Threshold",
     "adam_threshold",
     "adamw_threshold",
+    "another_gradient",
     "break_even_curvature",
     "corrected_top_eigenvalue",
     "gram_factor",
@@ -67,6 +69,7 @@ __all__ = [
     "resolution_limit",
     "return_length",
     "rmsprop_threshold",
+    "same_gradient",
     "second_moment_factor",
     "settled_step",
     "smallest_batch_size",

@@ -50,6 +50,7 @@ def threshold_of(
     momentum: float | None = None,
     dampening: float | None = None,
     nesterov: bool = False,
+    maximize: bool = False,
     betas: Sequence[float] | None = None,
     weight_decay: float | None = None,
 ) -> Threshold:
@@ -64,6 +65,7 @@ def threshold_of(
         momentum: of SGD and RMSprop; None for none.
         dampening: of SGD; None for none.
         nesterov: whether the momentum of SGD is Nesterov's.
+        maximize: whether it goes up the gradient, where no step is stable.
         betas: of Adam and AdamW.
         weight_decay: None for none.
 
@@ -83,6 +85,7 @@ def threshold_of(
     decay = weight_decay or 0.0
     because = (
         _of_the_optimizer(optimizer)
+        or ("the optimizer maximises" if maximize else "")
         or _of_the_rates(learning_rates)
         or _of_the_momentum(optimizer, momentum, dampening, betas)
         or _of_the_decay(decay)

@@ -1,13 +1,14 @@
 """Trainings that diverge, and whether the advice cures them: the same run, as advised."""
 
+import math
 from collections.abc import Callable
+from math import log10
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import gradwatch
 from gradwatch import presets
 from gradwatch.theory import break_even as theory
 
@@ -100,7 +101,15 @@ def fit(
     model = lab.seeded(lambda: nn.Sequential(nn.Linear(data[0].shape[1], 1, bias=False)))
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum)
     return lab.train(
-        model, optimizer, data, square, STEPS, size=int(size), probe_batch=data, **options
+        model,
+        optimizer,
+        data,
+        square,
+        STEPS,
+        size=int(size),
+        every=10,
+        probe_batch=data,
+        **options,
     )
 
 
@@ -139,15 +148,19 @@ def test_an_instability_by_noise_is_told_what_stops_it(
     settings[knob] = first.proposed
     followed = fit(lab, data, *settings.values())
     verify(
-        "R1", f"log10 of the loss after {STEPS} steps with the advised {knob}, {what}",
-        expected=-6.0, measured=float(torch.tensor(followed.late).log10()), tolerance="at_most",
+        "R1", f"log10 of the loss over the first one with the advised {knob}, {what}",
+        expected=-1.0, measured=log10(followed.late / followed.losses[0]), tolerance="at_most",
     )  # fmt: skip
     assert not followed.advice
 
 
 def test_the_advice_comes_while_the_loss_is_finite(verify: Verify, lab: "Lab") -> None:
     run = fit(lab, regression(*ONE_SHARP), 0.5, 0.9, 1)
-    said = next(report.step for report in run.reports if report.recommendations)
+    said = next(
+        report.step
+        for report in run.reports
+        if any(item.knob == "momentum" for item in report.recommendations)
+    )
     verify(
         "R1", "steps to the advice on momentum, lr 0.5, momentum 0.9, S 1", expected=200,
         measured=said, tolerance="at_most",
@@ -169,18 +182,13 @@ def test_r1_is_the_limit_along_one_direction(verify: Verify, lab: "Lab") -> None
     training below the limit of R1 is unstable all the same.
     """
     data = regression(*[1.0] * 8)
-    monitors = presets.curvature()
-    run = fit(lab, data, 0.4, 0.0, 1, monitors=[gradwatch.monitors.LossValue(), *monitors])
-    readings = run.readings("noise_stability_ratio")
-    verify(
-        "R1", "noise stability ratio, 8 equal directions, lr 0.4, S 1", expected=1.5,
-        measured=readings[0].value, tolerance="at_most",
-    )  # fmt: skip
-    exact = theory.largest_learning_rate(1.0, 9.0, 1)  # 2/(d + 2)
-    assert exact == pytest.approx(2 / 10)
-    verify(
-        "R1", "log10 of the loss there, of 8 equal directions", expected=2.0,
-        measured=-float(torch.tensor(run.late).log10()), tolerance="at_most",
-    )  # fmt: skip
-    calm = fit(lab, data, 0.5 * exact, 0.0, 1, monitors=[*presets.curvature()])
-    assert calm.came_down
+    limit = theory.largest_learning_rate(1.0, 2.0, 1)  # along one direction: 2/3
+    exact = theory.largest_learning_rate(1.0, 9.0, 1)  # of all eight: 2/(d + 2)
+    for share, expected in ((0.7 * limit, 1.0), (0.7 * exact, -1.0)):
+        run = fit(lab, data, share, 0.0, 1, monitors=presets.curvature())
+        largest = max(run.losses[-100:])
+        grown = log10(largest / run.losses[0]) if math.isfinite(largest) else math.inf
+        verify(
+            "R1", f"sign of the growth of the loss, 8 equal directions, lr {share:.3g}, S 1",
+            expected=expected, measured=math.copysign(1.0, grown), tolerance=("absolute", 0),
+        )  # fmt: skip
