@@ -141,8 +141,7 @@ def bounds() -> list[Bound]:
         RandomlyStoppedSgd(),
         NoiseFloor(),
         RatioLaw(),
-        StabilityThreshold("sharpness"),
-        StabilityThreshold("preconditioned_sharpness"),
+        StabilityThreshold(),
         NoiseStability(),
         MinibatchEdge(),
     ]

@@ -5,6 +5,7 @@ from typing import ClassVar, Final
 
 from typing_extensions import override
 
+from gradwatch.bounds.stability_threshold import of_another_loss
 from gradwatch.interfaces import Bound
 from gradwatch.records import MODEL, Interval, Measurement, ModelInfo, StepInfo
 from gradwatch.records.judgement import SIGNIFICANCE
@@ -28,7 +29,8 @@ class NoiseStability(Bound):
 
     From 1 to 1.2 times the limit, where the error of `s²` leaves it open, and above the limit if
     the curvature is that of less than 128 examples, whose sharpest direction is their own, the
-    verdict is undecided.
+    verdict is undecided. So it is where the steps are known to follow another gradient than that of
+    the loss whose curvature is measured.
 
     References:
         Jastrzebski et al. 2020, "The Break-Even Point on Optimization Trajectories of Deep Neural
@@ -47,7 +49,12 @@ class NoiseStability(Bound):
     ) -> Interval | None:
         if measurement.scope != MODEL or step.optimizer != "SGD":
             return None
-        because = _assumptions(step) or _indistinct(measurement) or _of_few(measurement, model)
+        because = (
+            _assumptions(step)
+            or of_another_loss(measurement)
+            or _indistinct(measurement)
+            or _of_few(measurement, model)
+        )
         return Interval(lower=0.0, upper=1.0, kind="law", undecided=because)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median_high
+from statistics import median, median_high
 from typing import Any, Final
 
 from typing_extensions import override
@@ -19,8 +19,15 @@ from gradwatch.monitors.noise_stability import (
 )
 from gradwatch.monitors.steady_means import SteadyMeans
 from gradwatch.numerics.reading import Reading
+from gradwatch.numerics.running import reading_of
 from gradwatch.records import MODEL, Measurement, ModelInfo, StepInfo
-from gradwatch.theory.break_even import Threshold, settled_step, stands_for_all, threshold_of
+from gradwatch.theory.break_even import (
+    Threshold,
+    another_gradient,
+    settled_step,
+    stands_for_all,
+    threshold_of,
+)
 
 PLAIN: Final = "sharpness"
 PRECONDITIONED: Final = "preconditioned_sharpness"
@@ -30,6 +37,10 @@ REACHED: Final = 0.97
 """Ratio to the threshold; a sharpness that hovers about it is within a few per cent of it."""
 STEPS_OF_CLIPPING: Final = 50
 STEPS_OF_BATCHES: Final = 21
+MICROBATCHES: Final = "micro-batches"
+"""In the source of a reading of `GradientNoise`, whose parts the gradient was added up from."""
+SCALES: Final = 100
+"""Number of known `gradient_scale` whose median counts."""
 
 BY_SHARPNESS: Final = "the sharpness reached the stability threshold"
 BY_NOISE: Final = "the gradient noise made the learning rate reach its limit"
@@ -53,7 +64,10 @@ class EdgeOfStability(Monitor):
 
     `break_even_step` is the step of the first reading that was at 0.97 of the threshold or above,
     or at the limit of the noise, for certain, and of 128 examples at least: fewer curve more than
-    all data. It is repeated with each reading after that.
+    all data. It is repeated with each reading after that. There is none while the median of the
+    newest 100 `gradient_scale` of `GradientNoise` is outside [1/2, 2]: the steps then follow
+    another gradient than that of the loss whose curvature is measured, and both ratios, which have
+    that median in their inputs, are wrong by its square root.
 
     The means begin anew with another optimizer, or if between two readings the threshold or the
     gain `1/(1 - momentum)` changes by more than 5 %; that of `s²` also with another usual batch
@@ -80,6 +94,8 @@ class EdgeOfStability(Monitor):
     def __init__(self) -> None:
         self._clipped: deque[float] = deque(maxlen=STEPS_OF_CLIPPING)
         self._batches: deque[float] = deque(maxlen=STEPS_OF_BATCHES)
+        self._scales: deque[float] = deque(maxlen=SCALES)
+        self._added_up = math.nan
         self._means = SteadyMeans()
         self._optimizer = ""
         self._first: dict[str, float] = {}
@@ -98,6 +114,12 @@ class EdgeOfStability(Monitor):
         self._clipped.append(math.nan if step.grads_clipped is None else float(step.grads_clipped))
         if step.batch_size:
             self._batches.append(float(step.batch_size))
+        scale = reading_of(measurements, "gradient_scale")
+        if scale is not None:
+            self._scales.append(scale.value)
+        square = reading_of(measurements, "gradient_square")
+        if square is not None:
+            self._added_up = float(MICROBATCHES in square.source)
         readings = {item.metric: item for item in measurements if _is_watched(item)}
         if not readings:
             return
@@ -113,6 +135,8 @@ class EdgeOfStability(Monitor):
         return {
             "clipped": list(self._clipped),
             "batches": list(self._batches),
+            "scales": list(self._scales),
+            "added_up": self._added_up,
             "means": self._means.state_dict(),
             "optimizer": self._optimizer,
             "first": dict(self._first),
@@ -121,7 +145,8 @@ class EdgeOfStability(Monitor):
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        clipped, batches = (list(map(float, state[name])) for name in ("clipped", "batches"))
+        names = ("clipped", "batches", "scales")
+        clipped, batches, scales = (list(map(float, state[name])) for name in names)
         first, reached = (
             {str(name): float(value) for name, value in state[part].items()}
             for part in ("first", "break_even")
@@ -129,8 +154,15 @@ class EdgeOfStability(Monitor):
         self._means.load_state_dict(state["means"])
         self._clipped = deque(clipped, maxlen=STEPS_OF_CLIPPING)
         self._batches = deque(batches, maxlen=STEPS_OF_BATCHES)
+        self._scales = deque(scales, maxlen=SCALES)
+        self._added_up = float(state["added_up"])
         self._optimizer = str(state["optimizer"])
         self._first, self._break_even = first, reached
+
+    @property
+    def _scale(self) -> float:
+        """Square of the gradient of a step over that of the loss that probes evaluate."""
+        return median(self._scales) if self._scales else math.nan
 
     def _learn(
         self,
@@ -175,7 +207,7 @@ class EdgeOfStability(Monitor):
         if noise is not None:
             yield noise
         enough = stands_for_all(newest.inputs.get("examples", math.nan), model.train_size)
-        if enough and not self._break_even:
+        if enough and not another_gradient(self._scale) and not self._break_even:
             self._break_even = self._reached(step, newest, threshold, noise)
         if self._break_even:
             yield self._break_even_step(step)
@@ -197,6 +229,8 @@ class EdgeOfStability(Monitor):
             "clipped_share": sum(seen) / len(seen) if seen else math.nan,
             "groups_differ": float(len(set(step.lrs)) > 1),
             "examples": newest.inputs.get("examples", math.nan),
+            "gradient_scale": self._scale,
+            "added_up": self._added_up,
             **unknown,
             **self._first,
         }
@@ -223,6 +257,8 @@ class EdgeOfStability(Monitor):
                 **found.inputs,
                 "readings": self._means.variance.count,
                 "examples": newest.inputs.get("examples", math.nan),
+                "gradient_scale": self._scale,
+                "added_up": self._added_up,
             },
         )
 
@@ -271,6 +307,7 @@ def _threshold(step: StepInfo) -> Threshold:
         momentum=step.momentum,
         dampening=step.dampening,
         nesterov=step.nesterov,
+        maximize=step.maximize,
         betas=step.betas,
         weight_decay=step.weight_decay,
     )

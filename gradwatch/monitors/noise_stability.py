@@ -53,11 +53,11 @@ def noise_stability(
         errors: relative ones of sharpness and variance.
 
     Returns:
-        The ratio; None for other optimizers and for Nesterov's momentum, where the limit is not
-        known, and without a batch size or a positive curvature.
+        The ratio; None for other optimizers, for one that maximises and for Nesterov's momentum,
+        where the limit is not known, and without a batch size or a positive curvature.
     """
     momentum = step.momentum or 0.0
-    if step.optimizer != "SGD" or (step.nesterov and momentum):
+    if step.optimizer != "SGD" or step.maximize or (step.nesterov and momentum):
         return None
     # Without momentum torch's SGD leaves the dampening out of account.
     rate = step.lrs[0] * (1.0 - ((step.dampening or 0.0) if momentum else 0.0))

@@ -20,7 +20,7 @@ from gradwatch.rules.readings import (
 )
 from gradwatch.rules.recent import known, nearly_same_steps, newest_value, usable
 from gradwatch.table import number
-from gradwatch.theory.break_even import settled_step
+from gradwatch.theory.break_even import another_gradient, settled_step, stands_for_all
 
 EDGE: Final = 1.2
 """r from which a rising loss is an instability; below it, hovering about 1 is usual."""
@@ -105,7 +105,8 @@ def stability(history: History) -> Stability | None:
         The newest ratio; None if there is none (no probe, or an optimizer without a threshold), if
         the sharpness is not positive or its relative error above 5 %, if the settings have
         changed since, if groups have different learning rates, if more than 20 % of the steps are
-        clipped, or in the first steps of Adam.
+        clipped, if the steps follow another gradient than that of the loss that is measured, or in
+        the first steps of Adam.
     """
     readings = curvature_readings(history, STABILITY)
     if not readings or not applies(readings[-1].measurement.inputs):
@@ -125,10 +126,25 @@ def applies(inputs: Mapping[str, float]) -> bool:
         inputs: of a stability ratio.
 
     Returns:
-        False where groups have different learning rates, or over 20 % of the steps are clipped.
+        False where groups have different learning rates, over 20 % of the steps are clipped, or
+        the steps are known to follow another gradient than that of the loss that is measured.
     """
     clipped = known(inputs, "clipped_share") > LARGEST_CLIPPED_SHARE
-    return known(inputs, "groups_differ") == 0 and not clipped
+    other = another_gradient(known(inputs, "gradient_scale"))
+    return known(inputs, "groups_differ") == 0 and not clipped and not other
+
+
+def of_all(inputs: Mapping[str, float], history: History) -> bool:
+    """Whether a curvature is about that of all data and not that of few examples, which is larger.
+
+    Args:
+        inputs: of a ratio of the curvature.
+        history: the reports so far.
+
+    Returns:
+        True from 128 examples on, for all examples, and if their number is unknown.
+    """
+    return stands_for_all(known(inputs, "examples"), history.model.train_size)
 
 
 def steady(history: History, metric: str) -> tuple[CurvatureReading, ...]:

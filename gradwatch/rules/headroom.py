@@ -15,8 +15,9 @@ from gradwatch.rules.curvature import (
 from gradwatch.rules.limits import largest_raise
 from gradwatch.rules.loss_course import loss_course
 from gradwatch.rules.noise_scale import SIGMAS, warming_up
-from gradwatch.rules.recent import differs, newest_value, same_steps
+from gradwatch.rules.recent import differs, known, newest_value, same_steps
 from gradwatch.table import number
+from gradwatch.theory.break_even import same_gradient
 
 READINGS: Final = 5
 LARGEST_STALL: Final = 0.1
@@ -37,12 +38,15 @@ def headroom(history: History) -> Recommendation | None:
 
     Returns:
         The recommendation; None as well in the first 2 % of the planned steps, where a schedule
-        moves the learning rate or has lowered it, where nobody saw whether gradients were clipped,
-        where more than half of the bound of `NoiseFloor` is noise, and where the stall ratio is
+        moves the learning rate or has lowered it, where nobody saw whether gradients were
+        clipped or whether they are those of the loss that is measured (`gradient_scale`), where
+        more than half of the bound of `NoiseFloor` is noise, and where the stall ratio is
         not measured, which is so with momentum and for other optimizers than SGD.
     """
     state, stall, now = stability(history), newest_value(history, "stall_ratio"), history[-1].info
     if state is None or stall is None or not state.clipping_is_known or not _is_low(stall):
+        return None
+    if not same_gradient(known(state.inputs, "gradient_scale")):
         return None
     window, lr = state.window(READINGS), now.lr or 0.0
     low = bool(window) and all(reading.value < ROOM for reading in window)

@@ -11,6 +11,7 @@ from gradwatch.rules.curvature import (
     SOURCE,
     applies,
     evidence,
+    of_all,
     spaced,
     stability,
     steady,
@@ -34,6 +35,8 @@ RECENT_LOSSES: Final = 30
 AT_A_TIME: Final = 8.0
 """Factor by which a reading on the way off may lower the limit; weights that are far off curve by
 any number."""
+COLLAPSED: Final = 0.5
+"""r below which the curvature of a run that was beyond the threshold is gone, with the signal."""
 
 
 def unstable(history: History) -> Recommendation | None:
@@ -49,7 +52,11 @@ def unstable(history: History) -> Recommendation | None:
     A run that was too fast from the start on is told half of the limit instead: the sharpness of
     the initial weights is the lowest that it will see, and with momentum the way up breaks it.
 
-    A loss that falls is left in peace, whatever r says.
+    Or else, for SGD, the run has died: r was 1.2 or more in some reading at these settings and is
+    below 0.5 now, and 100 steps later the loss stands where it began, within 5 %.
+
+    A loss that falls is left in peace, whatever r says. The curvature of few examples, which is
+    too large, counts only where the loss is ten times the first one.
 
     Args:
         history: the reports so far.
@@ -57,13 +64,13 @@ def unstable(history: History) -> Recommendation | None:
     Returns:
         The recommendation, None if the training is not known to be unstable.
     """
-    return _diverged(history) or _rising(history)
+    return _diverged(history) or _rising(history) or _died(history)
 
 
 def _rising(history: History) -> Recommendation | None:
     state = stability(history)
     window = state.window(READINGS) if state is not None else ()
-    if state is None or not _beyond(window):
+    if state is None or not _beyond(window) or not of_all(state.inputs, history):
         return None
     course = loss_course(history, window[-1].step)
     if course is None or not course.rising:
@@ -99,18 +106,63 @@ def _diverged(history: History) -> Recommendation | None:
     else:
         return None
     course = loss_course(history, since, most=RECENT_LOSSES)
-    if course is None or not course.above_first:
+    few = not of_all(found[-1].measurement.inputs, history)
+    if course is None or not (course.lost if few else course.above_first):
         return None
     if not (course.blown_up or history[-1].step >= since + PATIENCE):
         return None
     return _recommend(
         history,
         share * limit,
-        f"{_loss_in_words(course)}; {why}, where steps move away from a minimum; weights that are "
+        f"{loss_in_words(course)}; {why}, where steps move away from a minimum; weights that are "
         "far off by now need a restart, with this learning rate or with a warm-up that begins "
         f"below {number(limit)}",
         "warning",
     )
+
+
+def _died(history: History) -> Recommendation | None:
+    """Thrown off to where nothing is learnt any more, as with rectifiers that are all off."""
+    readings = steady(history, STABILITY)
+    above = [reading for reading in readings if reading.value >= EDGE]
+    if (
+        not above
+        or history[-1].info.optimizer != "SGD"
+        or not back_where_it_began(history, above[0].step)
+    ):
+        return None
+    nearest = min(above, key=lambda reading: reading.value)
+    limit = (nearest.info.lr or 0.0) / min(nearest.value, AT_A_TIME)
+    limit = _with_noise(history, nearest.step, limit)
+    return _recommend(
+        history,
+        SAFE * limit,
+        "the loss is back where it began and stays there, and the curvature is gone; the sharpness "
+        f"was {number(nearest.value)} of the stability threshold at step {nearest.step}, where "
+        "steps move away from a minimum; a run that has died needs a restart, with this learning "
+        f"rate or with a warm-up that begins below {number(limit)}",
+        "advice",
+    )
+
+
+def back_where_it_began(history: History, since: int) -> bool:
+    """Whether a run has lost its curvature and all that it had learnt.
+
+    Args:
+        history: the reports so far.
+        since: step of a reading at which it was unstable.
+
+    Returns:
+        True if r is that of now and below 0.5, of enough examples and without clipping, and for 100
+        steps since the loss is the first one and moves no more.
+    """
+    found = curvature_readings(history, STABILITY)
+    if not found or found[-1].value >= COLLAPSED or found[-1].step <= since:
+        return False
+    inputs = found[-1].measurement.inputs
+    course = loss_course(history, since + PATIENCE, most=RECENT_LOSSES)
+    at_first = course is not None and course.back_at_first
+    return at_first and applies(inputs) and of_all(inputs, history)
 
 
 def _too_fast(history: History, begun: Start) -> bool:
@@ -144,7 +196,15 @@ def _beyond(readings: Sequence[CurvatureReading]) -> bool:
     return bool(readings) and all(reading.value >= EDGE for reading in readings)
 
 
-def _loss_in_words(course: LossCourse) -> str:
+def loss_in_words(course: LossCourse) -> str:
+    """How a loss that is above the first one is spoken of.
+
+    Args:
+        course: of the newest steps.
+
+    Returns:
+        The words.
+    """
     if course.blown_up:
         return "the loss is not finite any more"
     return (

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean, median, stdev
 from typing import Final
 
@@ -91,6 +92,13 @@ class LossCourse:
         return self.blown_up or (self.above_first and far)
 
     @property
+    def back_at_first(self) -> bool:
+        """Within 5 % of the first one, for certain, and it neither rises nor falls."""
+        near = abs(self.newer - self.first) + _SIGMAS * self.newer_error
+        still = not self.rising and not self.falling
+        return self._enough and still and near <= RISE * abs(self.first)
+
+    @property
     def not_below_first(self) -> bool:
         """It has gained nothing since the start, and is not on its way down."""
         return self._enough and self.newer >= self.first and not self.falling
@@ -146,6 +154,20 @@ def loss_course(history: History, since: int, most: int | None = None) -> LossCo
         growth_error=math.hypot(_error(before), _error(now)),
         newer_least=math.exp(fmean(now) - _SIGMAS * _error(now)),
     )
+
+
+def early_loss(history: History) -> float:
+    """The loss of the beginning, of which one small batch says little.
+
+    Args:
+        history: the reports so far.
+
+    Returns:
+        The median of the first nine known losses; NaN without any [L].
+    """
+    known_ones = (step.loss for report in history for step in report.steps if step.loss is not None)
+    first = list(islice(filter(_is_finite, known_ones), ENOUGH_LOSSES))
+    return median(first) if first else math.nan
 
 
 def _losses(history: History, since: int) -> list[float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gradwatch.records import History, Recommendation
-from gradwatch.rules.curvature import LARGEST_ERROR, SOURCE, applies, evidence, reliable
+from gradwatch.rules.curvature import LARGEST_ERROR, SOURCE, applies, evidence, of_all, reliable
 from gradwatch.rules.loss_course import loss_course
 from gradwatch.rules.readings import SHARPNESS, STABILITY, curvature_readings
 from gradwatch.rules.recent import differs, known, usable
@@ -90,10 +90,11 @@ def warm_up(history: History) -> Recommendation | None:
         history: the reports so far.
 
     Returns:
-        The recommendation, None if the start was below the threshold, or is no news.
+        The recommendation, None if the start was below the threshold, or is no news, and where the
+        curvature is that of few examples.
     """
     begun = start(history)
-    if begun is None or begun.ratio <= 1 or not _early(history):
+    if begun is None or begun.ratio <= 1 or not _early(history) or not _of_all(history):
         return None
     course, lr = loss_course(history, begun.step + 1), history[-1].info.lr or 0.0
     proposed = SHARE_OF_THRESHOLD * begun.limit
@@ -114,6 +115,10 @@ def warm_up(history: History) -> Recommendation | None:
         evidence=evidence(history),
         source=SOURCE,
     )
+
+
+def _of_all(history: History) -> bool:
+    return of_all(curvature_readings(history, STABILITY)[-1].measurement.inputs, history)
 
 
 def _early(history: History) -> bool:

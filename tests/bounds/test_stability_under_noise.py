@@ -16,6 +16,7 @@ def judge(
     error: float | None = 0.0,
     scope: str = "model",
     examples: float = 512.0,
+    scale: float = 1.0,
     train_size: int | None = None,
     **settings: Any,
 ) -> Verdict | None:
@@ -27,7 +28,7 @@ def judge(
         step=5,
         value=value,
         standard_error=error,
-        inputs={"examples": examples},
+        inputs={"examples": examples, "gradient_scale": scale},
     )
     interval = bound.interval(measurement, StepInfo(**facts), ModelInfo(train_size=train_size))
     if interval is None:
@@ -86,3 +87,11 @@ def test_says_nothing_of_other_optimizers() -> None:
 def test_no_number_breaks_it(value: float, error: float | None) -> None:
     found = decided(value, error=error)
     assert found.status != "violated" or value > 1.2 or value < 0
+
+
+@pytest.mark.parametrize(("scale", "decides"), [(0.49, False), (0.51, True), (64.0, False)])
+def test_steps_along_another_gradient_decide_nothing(scale: float, decides: bool) -> None:
+    for value in (0.5, 2.0):
+        found = decided(value, scale=scale)
+        assert (found.status != "undecided") == decides
+        assert decides or "number of micro-batches" in found.because

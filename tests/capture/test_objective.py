@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradwatch.capture.probe.batch import LastBatch, ObjectiveError, fresh
+from gradwatch.capture.probe.limits import limit_of
 from gradwatch.capture.probe.objective import LossFunction, Objective, OwnLoss
 from gradwatch.capture.probe.undisturbed import undisturbed
 from gradwatch.capture.probe.view import ProbeView
@@ -293,6 +294,105 @@ def test_random_streams_begin_anew_in_each_block_and_run_on_within() -> None:
             draws.append([objective.loss().item() for _ in range(2)])
     assert draws[0] == draws[1]
     assert draws[0][0] != draws[0][1]
+
+
+class Adapted(nn.Module):
+    """A frozen base in half precision and what is trained beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(6, 3).to(torch.bfloat16).requires_grad_(False)
+        self.beside = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.base(x) + self.beside(x))
+
+
+def squared(model: nn.Module, x: Tensor) -> Tensor:
+    return cast(Tensor, model(x).float().square().mean())
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "rough"),
+    [(mlp, torch.float32, False), (mlp, torch.bfloat16, True), (Adapted, torch.float32, True)],
+)
+def test_second_derivatives_are_taken_without_autocast_where_all_is_in_float32(
+    make: Callable[[], nn.Module], dtype: torch.dtype, rough: bool
+) -> None:
+    """Elsewhere the types would not fit together, and the training's autocast is kept."""
+    seen: list[bool] = []
+
+    def noting(model: nn.Module, x: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return squared(model, x)
+
+    model = make()
+    batch = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    objective = LossFunction(model, noting, LastBatch(), batch)
+    view = ProbeView(model=ModelInfo(), objective=objective)
+    with undisturbed(model, autocast=torch.bfloat16), view.curvature(objective) as curvature:
+        ones = [torch.ones_like(item) for item in view.parameters(objective).values()]
+        products = curvature.product(ones)
+    assert seen == [rough]
+    assert any("rough" in note for note in view.notes) == rough
+    assert all(item.isfinite().all() for item in products)
+
+
+def test_no_finite_differences_of_rough_gradients() -> None:
+    objective = LossFunction(Adapted(), squared, LastBatch(), torch.ones(8, 6))
+    view = ProbeView(model=ModelInfo(), objective=objective)
+    with (
+        undisturbed(objective.model, autocast=torch.bfloat16),
+        pytest.raises(ObjectiveError, match="autocast"),
+        view.curvature(objective, finite_differences=True),
+    ):
+        pass
+
+
+class Casting(nn.Module):
+    """Relies on autocast: its input is in another type than its parameters."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x.bfloat16())
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+
+class Stateful(nn.Module):
+    """Goes on from the state of the last batch."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(1, 8, 3)
+        lstm = isinstance(self.layer, nn.LSTM)
+        return cast(Tensor, self.layer(x.unsqueeze(0), (state, state) if lstm else state)[0])
+
+
+CASTING = "numbers of two types"
+LIMITED = {
+    "linear": (Casting(nn.Linear(6, 3)), CASTING),
+    "convolution": (Casting(nn.Conv1d(4, 3, 1)), CASTING),
+    "convolution without bias": (Casting(nn.Conv1d(4, 3, 1, bias=False)), CASTING),
+    "recurrent": (Casting(nn.LSTM(6, 3)), CASTING),
+    "attention": (Casting(nn.TransformerEncoderLayer(6, 1, 4)), CASTING),
+    "LSTM": (Stateful(nn.LSTM(6, 3)), "state that the last batch left"),
+    "GRU": (Stateful(nn.GRU(6, 3)), "state that the last batch left"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_loss_that_cannot_be_probed_is_a_known_limit(name: str) -> None:
+    """By the very words of this version of torch."""
+    model, expected = LIMITED[name]
+    with pytest.raises((RuntimeError, ValueError)) as caught, undisturbed(model):
+        LossFunction(model, squared, LastBatch(), torch.ones(4, 6)).loss()
+    assert expected in str(limit_of(caught.value))
 
 
 # --- What is evaluated -------------------------------------------------------------------------

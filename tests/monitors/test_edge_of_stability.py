@@ -74,7 +74,10 @@ Start = Callable[..., Run]
 
 
 def test_the_first_reading(run: Start) -> None:
-    found = run(lrs=(0.1,))(sharp(5.0, relative=0.02), number=7)
+    readings = [*sharp(5.0, relative=0.02), reading("gradient_scale", 2.0)]
+    square = replace(reading("gradient_square", 1.0), source="2 ranks x 4 micro-batches")
+    readings.append(square)
+    found = run(lrs=(0.1,))(readings, number=7)
     threshold, ratio = found["stability_threshold"], found["stability_ratio"]
     assert threshold.value == pytest.approx(20.0)
     assert (threshold.unit, threshold.step) == ("L/P²", 7)
@@ -93,6 +96,8 @@ def test_the_first_reading(run: Start) -> None:
         "clipped_share": 0.0,
         "groups_differ": 0.0,
         "examples": 512.0,
+        "gradient_scale": 2.0,
+        "added_up": 1.0,
         "first_sharpness": 5.0,
         "first_step": 7.0,
         "first_learning_rate": 0.1,
@@ -386,6 +391,57 @@ def test_few_examples_are_no_break_even_unless_they_are_all(run: Start) -> None:
     found = run(lrs=(0.1,), train_size=32)(few)
     assert "break_even_step" in found
     assert found["stability_ratio"].inputs["examples"] == 32.0
+
+
+def test_whether_steps_are_added_up_is_that_of_the_newest_known(run: Start) -> None:
+    told = run()
+    found = []
+    for source in ("", "4 micro-batches", "2 ranks", "two halves of the batch"):
+        square = replace(reading("gradient_square", 1.0), source=source)
+        told([square] if source else [])
+        found.append(told(noisy(5.0, 1.0)))
+    values = [item["stability_ratio"].inputs["added_up"] for item in found]
+    assert values == pytest.approx([math.nan, 1.0, 0.0, 0.0], nan_ok=True)
+    assert found[1]["noise_stability_ratio"].inputs["added_up"] == 1.0
+
+
+def test_the_gradient_scale_is_the_median_of_all_steps(run: Start) -> None:
+    told = run(lrs=(0.02,))
+    assert math.isnan(told(noisy(10.0, 400.0))["stability_ratio"].inputs["gradient_scale"])
+    for scale in (4.0, 4.0, 70.0, 3.0):
+        told([reading("gradient_scale", scale)])
+    told([reading("gradient_scale", 1e6)], skipped=True)
+    found = told([*noisy(10.0, 400.0), reading("gradient_scale", 5.0)])
+    assert found["stability_ratio"].inputs["gradient_scale"] == 4.0
+    assert found["noise_stability_ratio"].inputs["gradient_scale"] == 4.0
+    for _ in range(100):
+        told([reading("gradient_scale", 1.0)])
+    assert told(sharp(5.0))["stability_ratio"].inputs["gradient_scale"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "reached"), [(0.4, False), (0.6, True), (1.9, True), (2.1, False)]
+)
+def test_steps_along_another_gradient_have_no_break_even(
+    run: Start, scale: float, reached: bool
+) -> None:
+    found = run(lrs=(0.1,))([*sharp(30.0), reading("gradient_scale", scale)])
+    assert ("break_even_step" in found) == reached
+    assert "stability_ratio" in found
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_an_optimizer_that_maximises_has_no_threshold(
+    run: Start, optimizer: Callable[..., torch.optim.Optimizer]
+) -> None:
+    def told(maximize: bool) -> dict[str, Measurement]:
+        made = optimizer(nn.Linear(1, 1).parameters(), lr=0.1, maximize=maximize)
+        settings = settings_of(made)
+        readings = [*noisy(1.0, 1.0), reading("preconditioned_sharpness", 1.0)]
+        return run(optimizer=type(made).__name__, **settings)(readings, number=1000)
+
+    assert told(maximize=True) == {}
+    assert "stability_ratio" in told(maximize=False)
 
 
 def test_a_run_that_begins_above_says_so(run: Start) -> None:

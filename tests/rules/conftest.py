@@ -115,7 +115,7 @@ def make_curvature(step: StepInfo, ratio: float, **changes: float) -> list[Measu
         "threshold": threshold, "learning_rate": step.lr or math.nan,
         "momentum": step.momentum or 0.0, "preconditioned": float(adam), "readings": 10.0,
         "clipped_share": 0.0, "groups_differ": 0.0, "first_sharpness": 1.0, "first_step": 0.0,
-        "first_learning_rate": step.lr or math.nan,
+        "first_learning_rate": step.lr or math.nan, "gradient_scale": 1.0,
         **changes,
     }  # fmt: skip
     sharpness = Measurement(

@@ -83,6 +83,8 @@ SILENCES: dict[str, dict[str, Any]] = {
     "clipping": {"inputs": {"clipped_share": 0.21}},
     "clipping that nobody saw": {"inputs": {"clipped_share": math.nan}},
     "several learning rates": {"inputs": {"groups_differ": 1.0}},
+    "another gradient than that of the loss": {"inputs": {"gradient_scale": 64.0}},
+    "a gradient of an unknown loss": {"inputs": {"gradient_scale": math.nan}},
     "the warm-up": {"model": ModelInfo(planned_steps=100_000)},
 }
 

@@ -108,6 +108,8 @@ SILENCES: dict[str, dict[str, Any]] = {
     "clipping": {"inputs": {"clipped_share": 0.21}},
     "several learning rates": {"inputs": {"groups_differ": 1.0}},
     "nobody knows how many": {"inputs": {"groups_differ": math.nan}},
+    "few examples": {"inputs": {"examples": 127.0}},
+    "steps along another gradient": {"inputs": {"gradient_scale": 0.4}},
     "readings that share their window": {"every": 10, "losses": steep},
 }
 
@@ -353,6 +355,74 @@ def test_no_divergence_for(why: str, curved_run: Histories) -> None:
     history = curved_run([0.5, GAP, GAP, GAP], losses, begin=0, **changes)
     assert [item for item in LearningRate().advise(history) if item.severity == "warning"] == []
     assert not silent(curved_run([0.5, GAP, GAP, GAP], stuck, begin=0, inputs=START))
+
+
+def test_of_few_examples_only_a_loss_that_is_lost_is_told(curved_run: Histories) -> None:
+    """Their curvature is too large, and a fine-tuning may begin at a loss that is low by chance."""
+
+    def warned(loss: float) -> bool:
+        def losses(step: int) -> float:
+            return 2.3 if step == 0 else loss * (1.01 if step % 3 else 0.99)
+
+        few = {**START, "examples": 32.0}
+        history = curved_run([2.5, GAP, GAP, GAP], losses, begin=0, inputs=few)
+        return any(item.severity == "warning" for item in LearningRate().advise(history))
+
+    assert warned(40.0)
+    assert not warned(20.0)
+
+
+# --- a run that has died -------------------------------------------------------------------------
+
+
+DEAD = [0.4, 3.0, 1.5, 0.9, 0.2, 0.1, 0.1]
+LATER = {"first_sharpness": 8.0}
+
+
+def dead(step: int) -> float:
+    """Thrown up, and at the loss of no knowledge ever since."""
+    return 7.0 if step == 50 else 2.3 + 0.02 * math.sin(step)
+
+
+def test_a_run_that_has_died_at_the_edge(curved_run: Histories) -> None:
+    found = only(curved_run(DEAD, dead, begin=0, inputs=LATER))
+    assert (found.severity, found.direction) == ("advice", "down")
+    assert found.proposed == pytest.approx(0.8 * 0.1 / 1.5)
+    for printed in ("the loss is back where it began", "1.5 of the stability", "at step 100"):
+        assert printed in found.reason
+    # 100 steps after the last reading beyond the edge, and nine losses
+    assert [silent(curved_run(DEAD[:count], dead, begin=0, inputs=LATER)) for count in (5, 6)] == [
+        True, False,
+    ]  # fmt: skip
+
+
+def learnt(step: int) -> float:
+    return 0.7 * dead(step) if step > 100 else dead(step)
+
+
+def coming_down(step: int) -> float:
+    return 2.3 if step < 100 else 2.3 - 0.0005 * (step - 100)
+
+
+ALIVE: dict[str, dict[str, Any]] = {
+    "a loss below the first one": {"losses": learnt},
+    "a catapult on its way down": {"losses": coming_down},
+    "a loss that scatters": {"losses": lambda step: 2.3 + 0.9 * math.sin(step)},
+    "no loss": {"losses": lambda step: None},
+    "a curvature that is still there": {"ratios": [*DEAD[:-1], 0.6]},
+    "no reading beyond the edge": {"ratios": [0.4, 1.1, 1.1, 0.9, 0.2, 0.1, 0.1]},
+    "few examples": {"inputs": {**LATER, "examples": 32.0}},
+    "clipping": {"inputs": {**LATER, "clipped_share": 0.3}},
+    "another gradient": {"inputs": {**LATER, "gradient_scale": 9.0}},
+    "Adam": {"optimizer": "Adam", "betas": (0.9, 0.99), "momentum": None},
+}
+
+
+@pytest.mark.parametrize("why", ALIVE)
+def test_nothing_has_died_with(why: str, curved_run: Histories) -> None:
+    changes = {"ratios": DEAD, "losses": dead, "inputs": LATER, **ALIVE[why]}
+    ratios, losses = changes.pop("ratios"), changes.pop("losses")
+    assert silent(curved_run(ratios, losses, begin=0, **changes))
 
 
 def test_adam_diverges_by_three_readings(curved_run: Histories) -> None:

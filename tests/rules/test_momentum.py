@@ -100,6 +100,17 @@ def test_a_loss_that_is_not_finite_did_not_rise_from_nan(noisy: Histories) -> No
     assert "nan" not in found.reason
 
 
+def test_of_a_run_that_is_lost_the_question_is_only_why(noisy: Histories) -> None:
+    """Between one and two standard errors of s² above the limit."""
+
+    def multiplies(step: int) -> float:
+        return 2.3 * 1.05 ** (step - 1000) if step >= 1000 else 2.3
+
+    changes = {"noise_ratio": 1.5, "noise_error": 0.4}
+    assert advice(noisy(losses=rising, **changes)) == []
+    assert len(advice(noisy(losses=multiplies, **changes))) == 1
+
+
 def test_without_momentum_the_batch(noisy: Histories) -> None:
     plain, noise = ratios(0.0, 1)
     assert plain < 1
@@ -233,3 +244,98 @@ def test_the_momentum_that_is_proposed_is_the_largest_stable_one(
     assert ratio_at(found) == pytest.approx(0.8)
     middle = [found + (momentum - found) * part / 100 for part in range(1, 101)]
     assert all(ratio_at(beta) > 0.8 for beta in middle)
+
+
+# --- a run that has failed since -----------------------------------------------------------------
+
+
+def off(step: int) -> float:
+    """Off since step 100, where nothing rises any more."""
+    return (2.3 if step < 100 else 9.0) * (1.02 if step % 3 else 0.98)
+
+
+@pytest.fixture
+def failed(curved_run: Histories) -> Histories:
+    """One reading beyond the limit of the noise, and weights that are ruined."""
+
+    def build(
+        noise: Mapping[int, float] | None = None, losses: Callable[[int], float | None] = off,
+        *, reports: int = 6, ratio: float = 0.3, error: float = 0.3, **changes: Any,
+    ) -> History:  # fmt: skip
+        values = [0.6] * reports
+        for place, value in (noise or {1: 2.8}).items():
+            values[place] = value
+        limit = {"batch_size_limit": 27.0, "first_sharpness": 1.0}
+        inputs = {**limit, **changes.pop("inputs", {})}
+        return curved_run(
+            [0.4] + [ratio] * (reports - 1), losses, noise=values, noise_error=error, begin=0,
+            noise_inputs={**inputs}, **{"momentum": 0.9, "batch_size": 8, **changes},
+        )  # fmt: skip
+
+    return build
+
+
+def test_a_run_that_noise_has_thrown_off_hears_of_it_afterwards(failed: Histories) -> None:
+    (found,) = advice(failed({1: 2.8, 2: 2.0}))
+    assert (found.knob, found.severity, found.current) == ("momentum", "warning", 0.9)
+    (alone,) = advice(failed({1: 2.8}))
+    assert found.proposed == alone.proposed, "the first reading counts"
+    for printed in ("higher than at the start", "after step 50", "2.8 of the limit at batch 8"):
+        assert printed in found.reason
+
+
+def test_after_100_steps_or_with_a_loss_that_is_not_finite(failed: Histories) -> None:
+    def exploding(step: int) -> float:
+        return math.inf if step >= 80 else 2.3
+
+    assert [len(advice(failed(reports=reports))) for reports in (3, 4)] == [0, 1]
+    assert len(advice(failed(losses=exploding, reports=3))) == 1
+
+
+def test_a_run_that_noise_has_killed(failed: Histories, curved_run: Histories) -> None:
+    def dead(step: int) -> float:
+        return 2.3 + 0.02 * math.sin(step)
+
+    (found,) = advice(failed(losses=dead, ratio=0.45))
+    assert "the loss is back where it began" in found.reason
+    assert found.severity == "advice"
+    assert advice(failed(losses=dead, ratio=0.55)) == []
+
+
+def low_at_first(step: int) -> float:
+    """A first batch with a small loss by chance."""
+    return 2.3 if step == 0 else 9.0 * (1.02 if step % 3 else 0.98)
+
+
+STILL_WELL: dict[str, dict[str, Any]] = {
+    "a loss that came down": {"losses": lambda step: 2.3 if step < 100 else 1.8},
+    "a loss like that of the beginning": {"losses": low_at_first},
+    "no loss": {"losses": lambda step: None},
+    "a ratio of 1.19": {"noise": {1: 1.19}, "error": 0.01},
+    "a ratio within its standard error": {"error": 0.95},
+    "a reading of few examples": {"inputs": {"examples": 127.0}},
+    "another batch size": {"inputs": {"batch_size": 16.0}},
+    "curvature that is too much by itself": {"ratio": 1.05},
+    "another optimizer": {"optimizer": "Adam", "betas": (0.9, 0.999)},
+}
+
+
+@pytest.mark.parametrize("why", STILL_WELL)
+def test_it_was_not_the_noise_for(why: str, failed: Histories) -> None:
+    assert advice(failed(**STILL_WELL[why])) == []
+    assert advice(failed()) != []
+
+
+@pytest.mark.parametrize("inputs", [{"clipped_share": 0.3}, {"gradient_scale": 9.0}])
+def test_it_is_silent_where_the_curvature_is(
+    inputs: dict[str, float], curved_run: Histories
+) -> None:
+    def build(**changes: float) -> list[Recommendation]:
+        found = curved_run(
+            [0.5] * 6, off, noise=[0.6, 2.8, 0.6, 0.6, 0.6, 0.6], noise_error=0.3, begin=0,
+            noise_inputs={"batch_size_limit": 27.0}, momentum=0.9, batch_size=8, inputs=changes,
+        )  # fmt: skip
+        return advice(found)
+
+    assert build() != []
+    assert build(**inputs) == []

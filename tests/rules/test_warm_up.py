@@ -51,6 +51,8 @@ SILENCES: dict[str, dict[str, Any]] = {
     "a first step that was a little smaller": {
         "inputs": {**START, "first_sharpness": 20.4, "first_learning_rate": 0.096}
     },
+    "few examples": {"inputs": {**START, "examples": 127.0}},
+    "another gradient": {"inputs": {**START, "gradient_scale": 16.0}},
     "Adam": {"optimizer": "Adam", "betas": (0.9, 0.999)},
     "another optimizer": {"optimizer": "Lion"},
 }
@@ -70,3 +72,9 @@ def test_in_a_long_training_the_start_lasts_longer(curved_run: Histories) -> Non
 
     assert advice(build(10_001)) != []
     assert advice(build(10_000)) == []
+
+
+def test_few_examples_that_are_all_of_them_speak(curved_run: Histories) -> None:
+    all_of_them = {**START, "examples": 32.0}
+    model = ModelInfo(train_size=32)
+    assert advice(curved_run([1.1, GAP], above, begin=0, inputs=all_of_them, model=model)) != []

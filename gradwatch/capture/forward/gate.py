@@ -25,6 +25,20 @@ _paused: Final = ContextVar("paused", default=False)
 """Of this thread: what runs now is a probe."""
 
 
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Lets models run without being noticed, by any watch, as far as this thread goes.
+
+    Yields:
+        None.
+    """
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
+
+
 @dataclass(slots=True, eq=False)
 class _Pass:
     """One training forward of a sampled step."""
@@ -56,7 +70,6 @@ class ForwardGate:
         sampling: set by the watch; the gate stays closed while it is False.
         muted: set by the watch while the gradients of the step are complete, so that further
             forwards of a line search do not count.
-        is_open: a training forward is running.
         passes: training forwards since `reset`, sampled or not.
     """
 
@@ -75,7 +88,7 @@ class ForwardGate:
         self._handles = HookHandles()
         self.sampling = False
         self.muted = False
-        self.is_open = False
+        self._is_open = False
         self._held = False
         self._by_hand = False
         self.reset()
@@ -106,7 +119,7 @@ class ForwardGate:
     def remove(self) -> None:
         """Takes the hooks off the model."""
         self._handles.remove()
-        self.is_open = False
+        self._is_open = False
 
     def hold(self, samples: int) -> None:
         """Opens the gate by hand, for a loop that trains without calling the root module.
@@ -122,20 +135,12 @@ class ForwardGate:
         if self.is_open:
             self._passes[-1].samples = samples
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Lets models run without being noticed, by this watch or another one.
+    pause = staticmethod(unnoticed)
 
-        Yields:
-            Nothing.
-        """
-        token = _paused.set(True)
-        was_open, self.is_open = self.is_open, False
-        try:
-            yield
-        finally:
-            self.is_open = was_open
-            _paused.reset(token)
+    @property
+    def is_open(self) -> bool:
+        """A training forward is running, and what this thread does is a part of it."""
+        return self._is_open and not _paused.get()
 
     def release(self, completed: bool) -> None:
         """Closes the gate after `hold`; does nothing if it is not held.
@@ -176,14 +181,14 @@ class ForwardGate:
         if self.muted:
             return
         self.passes += 1
-        self.is_open = self.sampling
+        self._is_open = self.sampling
         if self.sampling:
             self._passes.append(_Pass())
 
     def _close(self, completed: bool) -> None:
         if not self.is_open:
             return
-        self.is_open = False
+        self._is_open = False
         if not completed and self._passes:  # the batch will not be trained on
             self._passes.pop()
         self._on_end(completed)

@@ -1,8 +1,8 @@
-"""What the modules of a model hold besides their parameters and buffers, put back after a probe."""
+"""What modules hold besides their parameters and buffers, put back after a probe."""
 
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -28,7 +28,7 @@ class DisturbedError(GradwatchError):
 
 
 @contextmanager
-def kept_attributes(model: nn.Module) -> Iterator[None]:
+def kept_attributes(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Puts back what the modules hold when the block ends, also after an error.
 
     A forward may count its calls, fill a cache, register a module; metrics add up what they have
@@ -36,7 +36,7 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     and random generators of PyTorch, NumPy and Python.
 
     Args:
-        model: the user's own module.
+        modules: all of them, not only the roots.
 
     Yields:
         None.
@@ -46,11 +46,13 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     """
     undo: list[Callable[[], None]] = []
     seen: dict[int, Any] = {}
-    for module in model.modules():
+    for module in modules:
         attributes = vars(module)
         undo.append(partial(_refill_mapping, attributes, dict(attributes)))
         for name, value in attributes.items():
             if name in REGISTERED:
+                if not isinstance(value, dict):
+                    continue  # TorchScript's view of what it holds, which Python cannot put back
                 undo.append(partial(_refill_mapping, value, dict(value)))
             else:
                 _keep(value, undo, seen)

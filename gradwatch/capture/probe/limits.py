@@ -7,11 +7,29 @@ import torch
 
 from gradwatch.numerics.second_derivative import NoSecondDerivativeError
 
+_TYPES: Final = (
+    "the same dtype",  # products of matrices, attention
+    "Input type (",  # convolutions: "... and bias type (float) should be the same"
+    "expected scalar type",
+    "does not match weight dtype",  # recurrent layers
+)
+_TWO_TYPES: Final = (
+    "an operation was given numbers of two types; second derivatives are taken without autocast, "
+    "and so is every probe of a training in float16: the model must not rely on it, nor a "
+    "probe_batch differ in type from the batches of the training"
+)
+_OLD_STATE: Final = (
+    "a recurrent layer begins with the state that the last batch left, which fits no part of a "
+    "batch and no batch of another size"
+)
+
 LIMITS: Final[Mapping[str, str]] = {
     "use_reentrant=True": "the loss of a reentrant activation checkpoint cannot be differentiated "
     "by torch.autograd.grad; pass use_reentrant=False to it",
     "Expected more than 1 value per channel": "a part of the batch is a single example, which "
     "batch normalisation cannot take",
+    **dict.fromkeys(("Expected hidden", "doesn't match hidden"), _OLD_STATE),
+    **dict.fromkeys(_TYPES, _TWO_TYPES),
 }
 """What may hold for a batch and not for the next one, by torch's message."""
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradwatch.capture.probe.kept import REGISTERED, DisturbedError
+from gradwatch.capture.probe.outside import renew_outside
 
 
 @contextmanager
@@ -16,7 +17,8 @@ def substituted(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[
     Every place that holds a parameter or a buffer is put back afterwards, however many names a
     module has: `torch.func.functional_call` leaves the substitutes in a module that is registered
     twice. Frozen parameters are copied, too, unless they are much larger than the trainable ones
-    and so would be no fair price; then a change in place is an error.
+    and so would be no fair price; then a change in place is an error. Inside `undisturbed` the
+    buffers of other modules that the loss calls are fresh copies, too.
 
     Args:
         model: the user's own module.
@@ -33,6 +35,7 @@ def substituted(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[
         (module, [dict(vars(module)[kind]) for kind in REGISTERED]) for module in model.modules()
     ]
     versions = [item._version for item in alias]
+    renew_outside()
     try:
         for module, _ in saved:
             for kind in ("_parameters", "_buffers"):

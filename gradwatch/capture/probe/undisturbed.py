@@ -1,21 +1,21 @@
 """A second evaluation of the loss that the training does not notice."""
 
-import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import chain
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradwatch.capture.forward.gate import unnoticed
 from gradwatch.capture.joint_sums import adding_up
 from gradwatch.capture.probe.batch import ObjectiveError
 from gradwatch.capture.probe.kept import kept_attributes
+from gradwatch.capture.probe.outside import kept_outside
+from gradwatch.capture.probe.random_states import devices_of, kept_random_states
 from gradwatch.numerics.sharding import world_size
 
 _COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "c10d_functional"})
@@ -32,28 +32,31 @@ def undisturbed(
 
     Restored afterwards, also after an error: the random streams of PyTorch (CPU and the devices of
     the model), Python and NumPy; the train or eval mode and the other attributes of the modules, as
-    `kept_attributes` says. Gradients are on; attention and recurrent layers use kernels that have
-    second derivatives; compiled functions run uncompiled. With several processes the loss must not
-    communicate: the other ranks need not be probing, and would wait.
+    `kept_attributes` says; the state of other modules that the loss calls, as `kept_outside` says.
+    The hooks of all watches are silent. Gradients are on; attention and recurrent layers use
+    kernels that have second derivatives; compiled functions run uncompiled. With several processes
+    the loss must not communicate: the other ranks need not be probing, and would wait.
 
-    Not protected: what the model holds in objects of other types, what lies outside of it, and
-    the user's own hooks, which run. Within the block `backward()` must not be called: an
-    `Objective` takes derivatives by `torch.autograd.grad`.
+    Not protected: what modules hold in objects of other types, what lies outside of modules, the
+    parameters of other modules, and the user's own hooks, which run. Within the block `backward()`
+    must not be called: an `Objective` takes derivatives by `torch.autograd.grad`.
 
     Args:
         model: the user's own module, without wrappers.
-        pause: gives a context in which the watch's hooks do nothing.
+        pause: gives a context to enter before anything else.
         autocast: evaluate under autocast to this type; None for none.
 
     Yields:
         None. Each block begins with the same random state, so that two blocks draw the same
         dropout masks; within a block each evaluation draws its own.
     """
-    devices = _devices_of(model)
+    devices = devices_of(model.modules())
     with ExitStack() as everything:
+        everything.enter_context(unnoticed())
         everything.enter_context(pause())
-        everything.enter_context(kept_attributes(model))
-        everything.enter_context(_kept_random_states(devices))
+        everything.enter_context(kept_attributes(model.modules()))
+        everything.enter_context(kept_random_states(devices))
+        everything.enter_context(kept_outside(model))
         everything.enter_context(torch.inference_mode(False))
         everything.enter_context(torch.enable_grad())
         for kind in {device.type for device in devices} | {"cpu"}:
@@ -82,7 +85,7 @@ def same_draws(model: nn.Module) -> AbstractContextManager[None]:
     Returns:
         The context.
     """
-    return _kept_random_states(_devices_of(model))
+    return kept_random_states(devices_of(model.modules()))
 
 
 class _NoCollectives(TorchDispatchMode):
@@ -97,22 +100,3 @@ class _NoCollectives(TorchDispatchMode):
                 "that does not"
             )
         return func(*args, **(kwargs or {}))
-
-
-def _devices_of(model: nn.Module) -> set[torch.device]:
-    return {tensor.device for tensor in chain(model.parameters(), model.buffers())}
-
-
-@contextmanager
-def _kept_random_states(devices: set[torch.device]) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    with ExitStack() as forks:
-        forks.enter_context(torch.random.fork_rng(devices=()))
-        for kind in {device.type for device in devices} - {"cpu", "meta"}:
-            places = [device.index or 0 for device in devices if device.type == kind]
-            forks.enter_context(torch.random.fork_rng(devices=places, device_type=kind))
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -30,6 +32,11 @@ from gradwatch.capture.probe.whole import (
 from gradwatch.numerics.finite_difference import FiniteDifference
 from gradwatch.numerics.hvp import Hessian
 from gradwatch.records import ModelInfo
+
+_ROUGH: Final = (
+    "the curvature is measured under the autocast of the training, and is rough: without it the "
+    "types of the model's parameters and of its batch do not fit together"
+)
 
 
 @dataclass(slots=True)
@@ -155,7 +162,8 @@ class ProbeView:
 
         Several ranks add up each gradient and each product: `joint_sums` of the monitor counts
         them. Sharded parameters are made whole on each rank for as long as the block lasts, which
-        takes the memory of the whole model there.
+        takes the memory of the whole model there. Autocast is off, unless parts of the model or
+        of the batch are of another type than float32.
 
         Args:
             objective: one of the two.
@@ -163,6 +171,10 @@ class ProbeView:
 
         Yields:
             The curvature, whose graph is kept until the block ends.
+
+        Raises:
+            ObjectiveError: for finite differences of sharded parameters, or under autocast; if
+                the loss cannot be evaluated.
         """
         model, sums = objective.model, self.sums
         sharded = sums is not None and bool(sharded_parameters(model))
@@ -175,10 +187,14 @@ class ProbeView:
         with ExitStack() as stack:
             if sharded:
                 stack.enter_context(without_sharding(model))
-            if all(item.dtype == torch.float32 for item in wanted.values()):
+            kind = next(iter(wanted.values())).device.type
+            if _is_float32(objective):
                 # Second derivatives of half precision are rough.
-                kind = next(iter(wanted.values())).device.type
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            elif torch.is_autocast_enabled(kind):
+                if finite_differences:
+                    raise ObjectiveError("finite differences are not taken under autocast")
+                self.note(_ROUGH)
             precondition = partial(self._preconditioner, own)
             if finite_differences:
                 hessian: Hessian | FiniteDifference = _differences(objective, wanted, sharded)
@@ -211,6 +227,12 @@ class ProbeView:
             for name, item in named.items()
             if item.requires_grad and (held is None or canonical(name) in held)
         }
+
+
+def _is_float32(objective: Objective) -> bool:
+    """Whether the model and its batch need no autocast to fit together, as far as they show."""
+    tensors = chain(objective.model.parameters(), tensors_in(objective.inputs()))
+    return all(item.dtype == torch.float32 for item in tensors if item.is_floating_point())
 
 
 def _differences(

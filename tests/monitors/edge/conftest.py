@@ -45,13 +45,11 @@ class Run:
     def at(self, metric: str, first: int, last: int) -> list[float]:
         return [item.value for item in self.readings(metric) if first <= item.step <= last]
 
-    def statuses(self, metric: str, since: int = 0) -> set[str]:
+    def statuses(self, bound: str, since: int = 0) -> set[str]:
+        """Of the verdicts of a bound."""
         verdicts = (item for report in self.reports for item in report.verdicts)
-        return {
-            item.status
-            for item in verdicts
-            if item.measurement.metric == metric and item.measurement.step >= since
-        }
+        found = (item for item in verdicts if item.bound == bound)
+        return {item.status for item in found if item.measurement.step >= since}
 
     @property
     def advice(self) -> list[Recommendation]:
@@ -126,7 +124,8 @@ class Lab:
     def half_square(model: nn.Module, batch: Batch) -> Tensor:
         """Half the squared error, a sum over outputs and a mean over rows."""
         outputs = model(batch[0])
-        return 0.5 * (outputs - one_hot(batch[1], 10).to(outputs)).square().sum(1).mean()
+        loss: Tensor = 0.5 * (outputs - one_hot(batch[1], 10).to(outputs)).square().sum(1).mean()
+        return loss
 
     @staticmethod
     def classify(model: nn.Module, batch: Batch) -> Tensor:

@@ -62,7 +62,7 @@ def test_b4_the_sharpness_climbs_to_the_threshold_and_stays(
     )  # fmt: skip
     # On the way down from a start that is too sharp, or where it overshoots, it is beyond.
     settled = 0 if lr == 0.1 else 500
-    assert run.statuses("sharpness", since=settled) <= {"holds", "undecided"}
+    assert run.statuses("StabilityThreshold", since=settled) <= {"holds", "undecided"}
     lab.says_nothing(verify, "B4", f"eta {lr}", run)
 
 
@@ -84,7 +84,7 @@ def test_b5_with_momentum_it_need_not_get_there(
         "B5", f"stability ratio at the end, {what}", expected=2.2 / 3.8,
         measured=float(run.values("stability_ratio")[-1]), tolerance=("relative", 0.05),
     )  # fmt: skip
-    assert run.statuses("sharpness") == {"holds"}
+    assert run.statuses("StabilityThreshold") == {"holds"}
     assert not run.readings("break_even_step")
     lab.says_nothing(verify, "B5", what, run)
 
