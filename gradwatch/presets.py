@@ -14,6 +14,7 @@ from gradwatch.bounds import (
     RatioLaw,
     StabilityThreshold,
     StableWidth,
+    UnknownThreshold,
 )
 from gradwatch.errors import ConfigError, MissingExtraError
 from gradwatch.interfaces import Bound, Monitor, Rule, Sink
@@ -142,6 +143,7 @@ def bounds() -> list[Bound]:
         NoiseFloor(),
         RatioLaw(),
         StabilityThreshold(),
+        UnknownThreshold(),
         NoiseStability(),
         MinibatchEdge(),
     ]

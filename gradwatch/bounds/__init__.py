@@ -12,6 +12,7 @@ from gradwatch.bounds.norm_preservation import (
 from gradwatch.bounds.randomly_stopped_sgd import RandomlyStoppedSgd
 from gradwatch.bounds.ratio_law import RatioLaw
 from gradwatch.bounds.stability_threshold import StabilityThreshold
+from gradwatch.bounds.unknown_threshold import UnknownThreshold
 
 __all__ = [
     "AllFinite",
@@ -24,4 +25,5 @@ __all__ = [
     "RatioLaw",
     "StabilityThreshold",
     "StableWidth",
+    "UnknownThreshold",
 ]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -424,7 +425,8 @@ def history_of(trainer: Any) -> list[dict[str, Any]]:
 
 
 def record_of(folder: Path) -> list[dict[str, Any]]:
-    return [report.to_dict() for report in gradwatch.read(folder).reports]
+    # What probes took is time, and no two runs take the same.
+    return [replace(report, probes=None).to_dict() for report in gradwatch.read(folder).reports]
 
 
 class AlwaysAdvises(gradwatch.Rule):

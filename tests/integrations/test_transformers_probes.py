@@ -281,4 +281,5 @@ def test_a_resumed_run_continues_the_stationarity(tmp_path: Path) -> None:
         expected = {item.step: item.value for item in whole.points(metric) if item.step >= 12}
         assert expected.keys() >= {19, 20, 21, 22, 23}
         found = {item.step: item.value for item in again.points(metric)}
-        assert found == pytest.approx(expected, rel=1e-5), metric
+        # No checkpoint holds eigenvectors: the sharpness is found anew, within its error.
+        assert found == pytest.approx(expected, rel=1e-3), metric

@@ -84,7 +84,7 @@ def test_the_sharpness_is_that_of_the_training_step(
     model = module(pl, configure_optimizers=sgd)
     trainer(pl, callback, precision=precision).fit(model, data())
     first = told.reports[0]
-    assert first.value("sharpness") == pytest.approx(float(expected[-1]), rel=5e-5)
+    assert first.value("sharpness") == pytest.approx(float(expected[-1]), rel=1e-3)
     assert first.value("stability_threshold") == pytest.approx(2 / module(pl).lr)
     assert len(sources(told, "sharpness")) == len(sources(told, "stability_ratio")) == BATCHES
 

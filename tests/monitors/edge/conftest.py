@@ -48,7 +48,8 @@ class Run:
     def statuses(self, bound: str, since: int = 0) -> set[str]:
         """Of the verdicts of a bound."""
         verdicts = (item for report in self.reports for item in report.verdicts)
-        found = (item for item in verdicts if item.bound == bound)
+        found = [item for item in verdicts if item.bound == bound]
+        assert found
         return {item.status for item in found if item.measurement.step >= since}
 
     @property
