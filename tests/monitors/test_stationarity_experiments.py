@@ -76,7 +76,9 @@ class Sharpness(gradwatch.Monitor):
 
     def read(self, view: gradwatch.StepView) -> Iterator[gradwatch.Reading]:
         if "top_eigenvalue" in view.probed:
-            yield gradwatch.Reading("sharpness", view.probed["top_eigenvalue"], unit="L/P²")
+            value = view.probed["top_eigenvalue"]
+            exact = torch.zeros_like(value)
+            yield gradwatch.Reading("sharpness", value, unit="L/P²", standard_errors=exact)
 
 
 def curvature(kind: str) -> gradwatch.Monitor:
