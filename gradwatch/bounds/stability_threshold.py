@@ -11,7 +11,7 @@ from gradwatch.theory.break_even import (
     another_gradient,
     settled_step,
     stands_for_all,
-    threshold_of,
+    threshold_at,
 )
 
 BROKEN: Final = 1.2
@@ -79,16 +79,7 @@ class StabilityThreshold(Bound):
 
 
 def _without_a_threshold(step: StepInfo) -> str:
-    return threshold_of(
-        step.optimizer,
-        step.lrs,
-        momentum=step.momentum,
-        dampening=step.dampening,
-        nesterov=step.nesterov,
-        maximize=step.maximize,
-        betas=step.betas,
-        weight_decay=step.weight_decay,
-    ).because
+    return threshold_at(step).because
 
 
 def _unsettled(step: StepInfo) -> str:

@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from gradwatch.interfaces import Bound
 from gradwatch.records import MODEL, Interval, Measurement, ModelInfo, StepInfo
-from gradwatch.theory.break_even import threshold_of
+from gradwatch.theory.break_even import threshold_at
 
 
 class UnknownThreshold(Bound):
@@ -27,16 +27,7 @@ class UnknownThreshold(Bound):
     def interval(
         self, measurement: Measurement, step: StepInfo, model: ModelInfo
     ) -> Interval | None:
-        because = threshold_of(
-            step.optimizer,
-            step.lrs,
-            momentum=step.momentum,
-            dampening=step.dampening,
-            nesterov=step.nesterov,
-            maximize=step.maximize,
-            betas=step.betas,
-            weight_decay=step.weight_decay,
-        ).because
+        because = threshold_at(step).because
         if measurement.scope != MODEL or not because:
             return None
         return Interval(kind="law", undecided=because)

@@ -26,7 +26,7 @@ from gradwatch.theory.break_even import (
     another_gradient,
     settled_step,
     stands_for_all,
-    threshold_of,
+    threshold_at,
 )
 
 PLAIN: Final = "sharpness"
@@ -123,7 +123,7 @@ class EdgeOfStability(Monitor):
         readings = {item.metric: item for item in measurements if _is_watched(item)}
         if not readings:
             return
-        threshold = _threshold(step)
+        threshold = threshold_at(step)
         newest = readings.get(PRECONDITIONED if threshold.preconditioned else PLAIN)
         settled = step.step >= settled_step(step.optimizer, step.betas)
         if newest is not None and threshold.known and settled:
@@ -298,19 +298,6 @@ class EdgeOfStability(Monitor):
 
 def _is_watched(item: Measurement) -> bool:
     return item.metric in _WATCHED and item.scope == MODEL and math.isfinite(item.value)
-
-
-def _threshold(step: StepInfo) -> Threshold:
-    return threshold_of(
-        step.optimizer,
-        step.lrs,
-        momentum=step.momentum,
-        dampening=step.dampening,
-        nesterov=step.nesterov,
-        maximize=step.maximize,
-        betas=step.betas,
-        weight_decay=step.weight_decay,
-    )
 
 
 def _momentum(step: StepInfo) -> float:

@@ -36,6 +36,7 @@ from gradwatch.theory.break_even.optimizer import (
     PRECONDITIONED,
     Threshold,
     settled_step,
+    threshold_at,
     threshold_of,
 )
 from gradwatch.theory.break_even.sample import ENOUGH_EXAMPLES, stands_for_all
@@ -76,6 +77,7 @@ __all__ = [
     "stability_shares",
     "stable_curvatures",
     "stands_for_all",
+    "threshold_at",
     "threshold_of",
     "top_eigenvalue_bias",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gradwatch.records import StepInfo
 from gradwatch.theory.break_even.threshold import (
     adam_threshold,
     adamw_threshold,
@@ -108,6 +109,27 @@ def threshold_of(
     if not 0.0 < value < math.inf:
         return Threshold(math.nan, preconditioned, _no_number(value))
     return Threshold(value, preconditioned)
+
+
+def threshold_at(step: StepInfo) -> Threshold:
+    """The stability threshold with the settings of one step.
+
+    Args:
+        step: its settings.
+
+    Returns:
+        As `threshold_of`.
+    """
+    return threshold_of(
+        step.optimizer,
+        step.lrs,
+        momentum=step.momentum,
+        dampening=step.dampening,
+        nesterov=step.nesterov,
+        maximize=step.maximize,
+        betas=step.betas,
+        weight_decay=step.weight_decay,
+    )
 
 
 def settled_step(optimizer: str, betas: Sequence[float] | None = None) -> float:
